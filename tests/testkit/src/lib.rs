@@ -1,0 +1,15 @@
+//! What the tests, the benches and xtask share: real tools, skips that say why, network namespaces, waiting.
+
+#![allow(clippy::expect_used, reason = "a helper of tests fails the test")]
+
+mod leftovers;
+mod netns;
+mod skip;
+mod tools;
+mod wait;
+
+pub use leftovers::{Leftovers, Snapshot};
+pub use netns::Netns;
+pub use skip::{SKIP_LOG, is_root, missing, report_skip};
+pub use tools::{Tool, cache_dir, go_module_file, go_version, workspace_root};
+pub use wait::{wait_until, wait_until_async};

@@ -1,0 +1,8 @@
+//go:build tools
+
+// Package tools pins the real programs that Keelson is tested against.
+package tools
+
+import (
+	_ "github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity"
+)
