@@ -1,0 +1,222 @@
+//! `cargo xtask test`: the tiers in their order, what each skipped, and what was left behind.
+
+use std::{
+    fmt, fs,
+    io::{BufRead, BufReader, Write},
+    path::Path,
+    process::{Command, ExitCode, Stdio},
+    time::Instant,
+};
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use keelson_testkit::{SKIP_LOG, Snapshot, Tool, is_root, missing};
+
+use crate::{
+    machine::{check_privileges, provide_packages, provide_tools},
+    run::{cargo, check},
+};
+
+/// What `cargo xtask test` may be told.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// The tiers to run; unit, kernel, protocol and node if none is named
+    tiers: Vec<Tier>,
+    /// Refuse to install or build third-party programs: say what is missing instead
+    #[arg(long)]
+    no_install: bool,
+}
+
+/// A tier of the tests, told apart by the names of the test files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Tier {
+    /// Pure decisions and parsers: needs nothing
+    Unit,
+    /// The real kernel: network namespaces, nftables, loop devices, mounts (root)
+    Kernel,
+    /// csi-sanity, cnitool, the published contracts, strict fakes of kubelet and runtime (root)
+    Protocol,
+    /// Pods on a real containerd through all four plugins (root)
+    Node,
+}
+
+impl fmt::Display for Tier {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.pad(match self {
+            Self::Unit => "unit",
+            Self::Kernel => "kernel",
+            Self::Protocol => "protocol",
+            Self::Node => "node",
+        })
+    }
+}
+
+impl Tier {
+    fn tools(self) -> &'static [Tool] {
+        match self {
+            Self::Unit | Self::Kernel => &[],
+            Self::Protocol => &[Tool::Cnitool, Tool::CsiSanity],
+            Self::Node => &[Tool::Containerd],
+        }
+    }
+
+    /// The cargo invocations that make up the tier.
+    fn commands(self) -> Vec<Command> {
+        let test = |targets: &[&str]| {
+            let mut command = cargo("test");
+            command.args(["--workspace", "--no-fail-fast"]).args(targets);
+            command
+        };
+        match self {
+            Self::Unit => vec![test(&["--lib", "--bins", "--test", "unit_*"]), test(&["--doc"])],
+            Self::Kernel => vec![test(&["--test", "kernel_*"])],
+            Self::Protocol => vec![test(&["--test", "protocol_*"])],
+            Self::Node => vec![test(&["--test", "node_*"])],
+        }
+    }
+}
+
+/// What one tier came to.
+#[derive(Debug, Default)]
+struct Outcome {
+    passed: u64,
+    failed: u64,
+    ignored: u64,
+    skipped: Vec<String>,
+    left_behind: Vec<String>,
+    broken: bool,
+    seconds: u64,
+}
+
+impl Outcome {
+    fn is_good(&self) -> bool {
+        self.failed == 0 && !self.broken && self.left_behind.is_empty() && self.passed > 0
+    }
+
+    /// Adds what libtest's closing line says: `test result: ok. 5 passed; 0 failed; 0 ignored; ...`.
+    fn count(&mut self, line: &str) {
+        let Some(counts) = line.trim().strip_prefix("test result: ").and_then(|rest| rest.split_once(". ")) else {
+            return;
+        };
+        for part in counts.1.split("; ") {
+            let (number, what) = part.split_once(' ').unwrap_or((part, ""));
+            let number = number.parse().unwrap_or(0);
+            match what {
+                "passed" => self.passed += number,
+                "failed" => self.failed += number,
+                "ignored" => self.ignored += number,
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Runs the tiers and sums up.
+///
+/// # Errors
+///
+/// When the machine lacks something. Failing tests are the exit code, after every tier has run.
+pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    let tiers: &[Tier] = if options.tiers.is_empty() { Tier::value_variants() } else { &options.tiers };
+    if tiers != [Tier::Unit] {
+        check_privileges()?;
+        provide_packages(options.no_install)?;
+    }
+    for tier in tiers {
+        provide_tools(tier.tools(), options.no_install)?;
+    }
+    // The suite's programs, which the tests of another package start.
+    check(cargo("build").args(["--workspace", "--bins"]))?;
+
+    let log = tempfile::NamedTempFile::new().context("failed to make the log of skips")?;
+    let mut outcomes = Vec::new();
+    for tier in tiers {
+        println!("\n== {tier} ==");
+        outcomes.push((*tier, run_tier(*tier, log.path())?));
+    }
+    report(&outcomes);
+    let good = outcomes.iter().all(|(_, outcome)| outcome.is_good());
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn run_tier(tier: Tier, log: &Path) -> Result<Outcome> {
+    fs::write(log, "").context("failed to empty the log of skips")?;
+    let before = Snapshot::take();
+    let start = Instant::now();
+    let mut outcome = Outcome::default();
+    for mut command in tier.commands() {
+        command.env(SKIP_LOG, log).stdout(Stdio::piped());
+        let mut child = command.spawn().with_context(|| format!("failed to run {command:?}"))?;
+        let Some(stdout) = child.stdout.take() else { bail!("cargo test has no standard output") };
+        for line in BufReader::new(stdout).lines() {
+            let line = line.context("failed to read what cargo test prints")?;
+            println!("{line}");
+            outcome.count(&line);
+        }
+        // A test program that doesn't build or is killed prints no closing line.
+        outcome.broken |= !child.wait()?.success();
+    }
+    outcome.seconds = start.elapsed().as_secs();
+    outcome.left_behind = before.since().0;
+    let skips = fs::read_to_string(log).context("failed to read the log of skips")?;
+    outcome.skipped = skips.lines().map(str::to_owned).collect();
+    if tier != Tier::Unit && is_root() && !missing(&["nft"]).is_empty() {
+        outcome.left_behind.push("nftables tables could not be listed: nft is missing".to_owned());
+    }
+    Ok(outcome)
+}
+
+fn report(outcomes: &[(Tier, Outcome)]) {
+    let mut out = std::io::stdout().lock();
+    let mut lines = vec![String::new(), "TIER      PASSED  FAILED  SKIPPED  IGNORED  LEFT BEHIND  TIME".to_owned()];
+    let (mut passed, mut failed, mut skipped) = (0, 0, 0);
+    for (tier, outcome) in outcomes {
+        lines.push(format!(
+            "{tier:<9} {:>6}  {:>6}  {:>7}  {:>7}  {:>11}  {:>3} s{}",
+            outcome.passed.saturating_sub(outcome.skipped.len() as u64),
+            outcome.failed,
+            outcome.skipped.len(),
+            outcome.ignored,
+            outcome.left_behind.len(),
+            outcome.seconds,
+            if outcome.is_good() { "" } else { "  FAILED" },
+        ));
+        // A skipped test returns early, so libtest has counted it as passed.
+        passed += outcome.passed.saturating_sub(outcome.skipped.len() as u64);
+        failed += outcome.failed.max(u64::from(!outcome.is_good()));
+        skipped += outcome.skipped.len();
+    }
+    for (tier, outcome) in outcomes {
+        lines.extend(outcome.skipped.iter().map(|skip| format!("skipped ({tier}): {skip}")));
+        lines.extend(outcome.left_behind.iter().map(|thing| format!("left behind ({tier}): {thing}")));
+    }
+    lines.push(String::new());
+    lines.push(format!("{passed} passed, {failed} failed, {skipped} skipped"));
+    // The reader may have gone; the exit code still tells.
+    let _ = writeln!(out, "{}", lines.join("\n"));
+    let _ = out.flush();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_what_libtest_says() {
+        let mut outcome = Outcome::default();
+        outcome.count("test result: ok. 5 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s");
+        outcome
+            .count("test result: FAILED. 2 passed; 3 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.01s");
+        outcome.count("test something ... ok");
+        assert_eq!((outcome.passed, outcome.failed, outcome.ignored), (7, 3, 1));
+        assert!(!outcome.is_good());
+    }
+
+    #[test]
+    fn a_tier_without_a_test_or_with_leftovers_is_not_good() {
+        assert!(!Outcome::default().is_good());
+        let passed = Outcome { passed: 1, ..Outcome::default() };
+        assert!(passed.is_good());
+        assert!(!Outcome { left_behind: vec!["link x".to_owned()], ..passed }.is_good());
+    }
+}
