@@ -1,1 +1,10 @@
-//! Placeholder until its first part lands.
+//! The CNI plugin: wires Pods to a bridge in one process, over netlink, with no daemon and no program executed.
+//!
+//! The executable `keelson-cni` is [`run`] and nothing else. The daemon uses the rest: the `network` section of the
+//! node's config, and [`install`], which puts the executable and a network config where a container runtime finds them.
+
+mod config;
+mod install;
+
+pub use config::{NetworkSection, NetworkSettings};
+pub use install::{InstallError, Installed, install};

@@ -1,0 +1,335 @@
+//! Address ranges: what a Pod's addresses are taken from.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+use keelson_host::{Problem, Problems};
+
+/// One range as somebody wrote it, host-local's four keys.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct RangeText {
+    pub(crate) subnet: String,
+    pub(crate) first: Option<String>,
+    pub(crate) last: Option<String>,
+    pub(crate) gateway: Option<String>,
+}
+
+/// A part of one subnet that addresses are taken from.
+///
+/// Invariant: `subnet` has no host bits, `first` to `last` lie inside it without its network address (and, for IPv4,
+/// its broadcast address), `gateway` lies in it, and at least one address of the range isn't the gateway.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Range {
+    pub(crate) subnet: IpNet,
+    pub(crate) first: IpAddr,
+    pub(crate) last: IpAddr,
+    pub(crate) gateway: IpAddr,
+}
+
+/// Ranges of one family; a Pod gets one address from each set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RangeSet(pub(crate) Vec<Range>);
+
+impl Range {
+    /// Checks `text`, found at `path`, and fills in what it leaves out: the gateway is the subnet's first address, the
+    /// range the whole subnet.
+    pub(crate) fn new(path: &str, text: &RangeText) -> Result<Self, Problem> {
+        let problem = |key: &str, value: &str, wrong: String, remedy: &str| {
+            let path = if key.is_empty() { path.to_owned() } else { format!("{path}.{key}") };
+            Problem::new(path, value, wrong, remedy)
+        };
+        // The shorthand of NodeConfig writes the subnet where host-local writes an object.
+        let subnet_key = if path.starts_with("network.") { "" } else { "subnet" };
+        let Ok(subnet) = text.subnet.parse::<IpNet>() else {
+            return Err(problem(
+                subnet_key,
+                &text.subnet,
+                "is not a subnet".to_owned(),
+                "write it as 10.88.0.0/16 or fd00:88::/64",
+            ));
+        };
+        if subnet.addr() != subnet.network() {
+            let remedy = format!("write {}", subnet.trunc());
+            return Err(problem(subnet_key, &text.subnet, "has host bits set".to_owned(), &remedy));
+        }
+        if subnet.max_prefix_len() - subnet.prefix_len() < 2 {
+            let wrong = "is too small for a gateway and a Pod".to_owned();
+            return Err(problem(subnet_key, &text.subnet, wrong, "take a prefix of at most /30 (IPv4) or /126 (IPv6)"));
+        }
+        let network = subnet.network();
+        if network.is_unspecified() || network.is_loopback() || network.is_multicast() {
+            let wrong = "is not a range of unicast addresses".to_owned();
+            return Err(problem(subnet_key, &text.subnet, wrong, "take a private range such as 10.88.0.0/16"));
+        }
+        let lowest = to_bits(network) + 1;
+        let highest = match subnet {
+            IpNet::V4(_) => to_bits(subnet.broadcast()) - 1,
+            IpNet::V6(_) => to_bits(subnet.broadcast()),
+        };
+        let within = |key: &str, value: &Option<String>, default: u128| {
+            let Some(value) = value else { return Ok(default) };
+            let Ok(address) = value.parse::<IpAddr>() else {
+                return Err(problem(key, value, "is not an IP address".to_owned(), ""));
+            };
+            if !subnet.contains(&address) {
+                return Err(problem(key, value, format!("is not in the subnet {subnet}"), ""));
+            }
+            let bits = to_bits(address);
+            if bits < lowest || bits > highest {
+                let wrong = format!("is the network or broadcast address of {subnet}");
+                return Err(problem(key, value, wrong, ""));
+            }
+            Ok(bits)
+        };
+        let gateway = within("gateway", &text.gateway, lowest)?;
+        let first = within("rangeStart", &text.first, lowest)?;
+        let last = within("rangeEnd", &text.last, highest)?;
+        if first > last {
+            let wrong = format!("is after rangeEnd {}", from_bits(last, &subnet));
+            return Err(problem("rangeStart", &from_bits(first, &subnet).to_string(), wrong, "swap the two"));
+        }
+        if first == last && first == gateway {
+            let wrong = "leaves no address beside the gateway".to_owned();
+            return Err(problem("rangeStart", &from_bits(first, &subnet).to_string(), wrong, "widen the range"));
+        }
+        let address = |bits| from_bits(bits, &subnet);
+        Ok(Self { subnet, first: address(first), last: address(last), gateway: address(gateway) })
+    }
+
+    /// Whether `address` may be given to a Pod from this range.
+    pub(crate) fn offers(&self, address: IpAddr) -> bool {
+        self.subnet.contains(&address) && self.first <= address && address <= self.last && address != self.gateway
+    }
+
+    fn overlaps(&self, other: &Self) -> bool {
+        self.is_ipv4() == other.is_ipv4() && self.first <= other.last && other.first <= self.last
+    }
+
+    fn is_ipv4(&self) -> bool {
+        self.subnet.addr().is_ipv4()
+    }
+
+    /// The address after `address` in this range, skipping the gateway; `None` past the end.
+    pub(crate) fn after(&self, address: IpAddr) -> Option<IpAddr> {
+        let last = to_bits(self.last);
+        let mut next = to_bits(address).checked_add(1)?;
+        if next == to_bits(self.gateway) {
+            next += 1;
+        }
+        (next <= last).then(|| from_bits(next, &self.subnet))
+    }
+
+    /// The first address that the range offers.
+    pub(crate) fn start(&self) -> IpAddr {
+        if self.first == self.gateway { from_bits(to_bits(self.first) + 1, &self.subnet) } else { self.first }
+    }
+
+    /// How many addresses the range offers, capped at `u128::MAX`.
+    pub(crate) fn size(&self) -> u128 {
+        let all = (to_bits(self.last) - to_bits(self.first)).saturating_add(1);
+        all - u128::from(self.first <= self.gateway && self.gateway <= self.last)
+    }
+}
+
+impl RangeSet {
+    /// The range of the set that offers `address`.
+    pub(crate) fn range_of(&self, address: IpAddr) -> Option<&Range> {
+        self.0.iter().find(|range| range.offers(address))
+    }
+
+    /// Whether the set is of IPv4 ranges.
+    pub(crate) fn is_ipv4(&self) -> bool {
+        self.0.first().is_some_and(Range::is_ipv4)
+    }
+}
+
+/// What is wrong with sets as a whole: an empty set, two families in one, an overlap within or between them.
+///
+/// `path` names the list; `set_path` gives the path of range `j` of set `i`.
+pub(crate) fn check_sets(sets: &[RangeSet], path: &str, range_path: impl Fn(usize, usize) -> String) -> Problems {
+    let mut problems = Problems::default();
+    if sets.is_empty() {
+        problems.push(Problem::new(path, "", "names no range", "give at least one, such as 10.88.0.0/16"));
+    }
+    let mut earlier: Vec<(String, &Range)> = Vec::new();
+    for (index, set) in sets.iter().enumerate() {
+        if set.0.is_empty() {
+            problems.push(Problem::new(
+                format!("{path}[{index}]"),
+                "",
+                "is an empty set",
+                "give it a range or remove it",
+            ));
+        }
+        for (inner, range) in set.0.iter().enumerate() {
+            let here = range_path(index, inner);
+            if range.is_ipv4() != set.is_ipv4() {
+                let wrong = "is of another family than the set's first range";
+                problems.push(Problem::new(&here, range.subnet, wrong, "give each family a set of its own"));
+            }
+            if let Some((there, other)) = earlier.iter().find(|(_, other)| other.overlaps(range)) {
+                let wrong = format!("overlaps {} ({there})", other.subnet);
+                problems.push(Problem::new(&here, range.subnet, wrong, "make the ranges disjoint"));
+            }
+            earlier.push((here, range));
+        }
+    }
+    problems
+}
+
+fn to_bits(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(address) => u128::from(address.to_bits()),
+        IpAddr::V6(address) => address.to_bits(),
+    }
+}
+
+/// The address of `subnet`'s family with these bits.
+fn from_bits(bits: u128, subnet: &IpNet) -> IpAddr {
+    match subnet {
+        // Invariant: only bits between two IPv4 addresses get here, so the upper 96 are zero.
+        IpNet::V4(_) => Ipv4Addr::from_bits(u32::try_from(bits).unwrap_or(u32::MAX)).into(),
+        IpNet::V6(_) => Ipv6Addr::from_bits(bits).into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn range(subnet: &str, first: &str, last: &str, gateway: &str) -> Result<Range, Problem> {
+        let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        let text =
+            RangeText { subnet: subnet.to_owned(), first: some(first), last: some(last), gateway: some(gateway) };
+        Range::new("ipam.ranges[0][0]", &text)
+    }
+
+    #[track_caller]
+    fn refused(subnet: &str, first: &str, last: &str, gateway: &str, expected: &str) {
+        assert_eq!(range(subnet, first, last, gateway).unwrap_err().to_string(), expected);
+    }
+
+    #[test]
+    fn what_is_left_out_is_filled_in() {
+        let whole = range("10.1.2.0/24", "", "", "").unwrap();
+        assert_eq!((whole.first, whole.last), ("10.1.2.1".parse().unwrap(), "10.1.2.254".parse().unwrap()));
+        assert_eq!(
+            (whole.gateway, whole.start()),
+            ("10.1.2.1".parse().unwrap(), "10.1.2.2".parse::<IpAddr>().unwrap())
+        );
+        assert_eq!(whole.size(), 253);
+        let six = range("fd00::/64", "", "", "").unwrap();
+        assert_eq!(six.last, "fd00::ffff:ffff:ffff:ffff".parse::<IpAddr>().unwrap());
+    }
+
+    #[test]
+    fn bad_ranges_are_refused_with_path_value_and_remedy() {
+        refused(
+            "10.1",
+            "",
+            "",
+            "",
+            "ipam.ranges[0][0].subnet: \"10.1\" is not a subnet; write it as 10.88.0.0/16 or fd00:88::/64",
+        );
+        refused(
+            "10.1.2.3/24",
+            "",
+            "",
+            "",
+            "ipam.ranges[0][0].subnet: \"10.1.2.3/24\" has host bits set; write 10.1.2.0/24",
+        );
+        refused(
+            "10.1.2.0/31",
+            "",
+            "",
+            "",
+            "ipam.ranges[0][0].subnet: \"10.1.2.0/31\" is too small for a gateway and a Pod; take a prefix of at most /30 (IPv4) or /126 (IPv6)",
+        );
+        refused(
+            "10.1.2.0/24",
+            "10.1.3.1",
+            "",
+            "",
+            "ipam.ranges[0][0].rangeStart: \"10.1.3.1\" is not in the subnet 10.1.2.0/24",
+        );
+        refused(
+            "10.1.2.0/24",
+            "",
+            "fd00::1",
+            "",
+            "ipam.ranges[0][0].rangeEnd: \"fd00::1\" is not in the subnet 10.1.2.0/24",
+        );
+        refused(
+            "10.1.2.0/24",
+            "",
+            "10.1.2.255",
+            "",
+            "ipam.ranges[0][0].rangeEnd: \"10.1.2.255\" is the network or broadcast address of 10.1.2.0/24",
+        );
+        refused(
+            "10.1.2.0/24",
+            "",
+            "",
+            "10.1.9.1",
+            "ipam.ranges[0][0].gateway: \"10.1.9.1\" is not in the subnet 10.1.2.0/24",
+        );
+        refused(
+            "10.1.2.0/24",
+            "10.1.2.9",
+            "10.1.2.5",
+            "",
+            "ipam.ranges[0][0].rangeStart: \"10.1.2.9\" is after rangeEnd 10.1.2.5; swap the two",
+        );
+        refused(
+            "10.1.2.0/24",
+            "10.1.2.1",
+            "10.1.2.1",
+            "",
+            "ipam.ranges[0][0].rangeStart: \"10.1.2.1\" leaves no address beside the gateway; widen the range",
+        );
+        refused(
+            "224.0.0.0/24",
+            "",
+            "",
+            "",
+            "ipam.ranges[0][0].subnet: \"224.0.0.0/24\" is not a range of unicast addresses; take a private range such as 10.88.0.0/16",
+        );
+    }
+
+    #[test]
+    fn overlaps_mixtures_and_empty_sets_are_found() {
+        let set =
+            |subnets: &[&str]| RangeSet(subnets.iter().map(|subnet| range(subnet, "", "", "").unwrap()).collect());
+        let check =
+            |sets: &[RangeSet]| check_sets(sets, "ipam.ranges", |i, j| format!("ipam.ranges[{i}][{j}]")).to_string();
+        assert_eq!(check(&[set(&["10.0.0.0/24", "10.0.1.0/24"]), set(&["fd00::/64"])]), "");
+        assert_eq!(check(&[]), "ipam.ranges: names no range; give at least one, such as 10.88.0.0/16");
+        assert!(check(&[set(&[])]).contains("is an empty set"));
+        assert!(check(&[set(&["10.0.0.0/24", "fd00::/64"])]).contains("another family"));
+        let expected =
+            "ipam.ranges[1][0]: \"10.0.0.0/24\" overlaps 10.0.0.0/16 (ipam.ranges[0][0]); make the ranges disjoint";
+        assert_eq!(check(&[set(&["10.0.0.0/16"]), set(&["10.0.0.0/24"])]), expected);
+    }
+
+    proptest! {
+        #[test]
+        fn a_range_is_walked_once_from_start_to_end(third in 0u8..=255, length in 24u8..=30, gateway in 1u8..=2) {
+            let subnet = format!("10.1.{third}.0/{length}");
+            let found = range(&subnet, "", "", &format!("10.1.{third}.{gateway}")).unwrap();
+            let mut walked = vec![found.start()];
+            while let Some(next) = found.after(walked[walked.len() - 1]) {
+                prop_assert!(next > walked[walked.len() - 1]);
+                walked.push(next);
+            }
+            prop_assert!(walked.iter().all(|address| found.offers(*address)));
+            prop_assert_eq!(walked.len() as u128, found.size());
+        }
+
+        #[test]
+        fn no_text_panics(subnet in "\\PC{0,24}", first in "\\PC{0,24}", last in "\\PC{0,24}", gateway in "\\PC{0,24}") {
+            let _ = range(&subnet, &first, &last, &gateway);
+        }
+    }
+}
