@@ -25,6 +25,20 @@ pub enum InspectError {
     },
 }
 
+/// How much of an unexpected content an error shows.
+const LONGEST_EXCERPT: usize = 200;
+
+impl InspectError {
+    /// The error for a file that holds something else than `expected`, showing the start of what it holds.
+    pub(crate) fn unexpected(path: PathBuf, content: &str, expected: &'static str) -> Self {
+        let content = match content.char_indices().nth(LONGEST_EXCERPT) {
+            Some((end, _)) => format!("{}...", &content[..end]),
+            None => content.to_owned(),
+        };
+        Self::Parse { path, content, expected }
+    }
+}
+
 /// Reads a file as text, without the final newline that sysfs attributes carry.
 ///
 /// # Errors

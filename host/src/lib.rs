@@ -4,15 +4,26 @@
 //! every store, and [`PrivateSocket`], the socket of every server.
 
 mod atomic;
+mod cpu_set;
+mod device;
 mod error;
+mod mount;
 mod node;
+mod pci;
 mod problem;
 mod root;
 mod socket;
+mod topology;
+mod tree;
 
 pub use atomic::{Durability, write_atomic};
+pub use cpu_set::{CpuSet, ParseCpuSetError};
+pub use device::{DeviceKind, DeviceNode, device_node, device_nodes, device_numa_node};
 pub use error::{InspectError, read_text};
+pub use mount::{Mount, mounts};
 pub use node::Node;
+pub use pci::{PciFunction, pci_functions};
 pub use problem::{Problem, Problems, parse_section};
 pub use root::HostRoot;
 pub use socket::PrivateSocket;
+pub use topology::{Cpu, NumaNode, Topology};
