@@ -20,7 +20,7 @@ const MOST_IDS: u32 = 1 << 16;
 /// assert_eq!(set.to_string(), "0-3,8");
 /// # Ok::<(), keelson_host::ParseCpuSetError>(())
 /// ```
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CpuSet(BTreeSet<u32>);
 
 /// Why a text is no CPU list.
@@ -169,13 +169,20 @@ impl fmt::Display for CpuSet {
             while let Some(next) = ids.next_if(|next| last.checked_add(1) == Some(*next)) {
                 last = next;
             }
-            match first == last {
-                true => write!(formatter, "{separator}{first}")?,
-                false => write!(formatter, "{separator}{first}-{last}")?,
+            if first == last {
+                write!(formatter, "{separator}{first}")?;
+            } else {
+                write!(formatter, "{separator}{first}-{last}")?;
             }
             separator = ",";
         }
         Ok(())
+    }
+}
+
+impl fmt::Debug for CpuSet {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "CpuSet({self})")
     }
 }
 

@@ -106,10 +106,29 @@ pub fn device_numa_node(
     let tree = Tree::open(root)?;
     let directory = format!("/sys/dev/{kind}");
     // Sample: /sys/dev/block/254:0 -> ../../devices/pci0000:00/0000:00:02.0/virtio1/block/vda
-    match tree.link(format!("{directory}/{major}:{minor}"))? {
-        Some(target) => ancestors_numa_node(&tree, &lexical(Path::new(&directory), &target)),
+    let Some(target) = tree.link(format!("{directory}/{major}:{minor}"))? else { return Ok(None) };
+    let device = lexical(Path::new(&directory), &target);
+    if let Some(node) = ancestors_numa_node(&tree, &device)? {
+        return Ok(Some(node));
+    }
+    match device.strip_prefix("/sys/devices/virtual/vfio").ok().and_then(Path::to_str).and_then(decimal) {
+        Some(group) => iommu_group_numa_node(&tree, group),
         None => Ok(None),
     }
+}
+
+/// `/dev/vfio/GROUP` is a virtual device; what it gives access to are the group's members
+/// (Documentation/ABI/testing/sysfs-kernel-iommu_groups), which hang from one host bridge.
+fn iommu_group_numa_node(tree: &Tree, group: u32) -> Result<Option<u32>, InspectError> {
+    let directory = format!("/sys/kernel/iommu_groups/{group}/devices");
+    for name in tree.names_if_present(&directory)? {
+        if let Some(target) = tree.link(format!("{directory}/{name}"))?
+            && let Some(node) = ancestors_numa_node(tree, &lexical(Path::new(&directory), &target))?
+        {
+            return Ok(Some(node));
+        }
+    }
+    Ok(None)
 }
 
 /// The first `numa_node` that is known, from `device` (below `/sys/devices`) upwards.

@@ -4,22 +4,31 @@
 //! every store, and [`PrivateSocket`], the socket of every server.
 
 mod atomic;
+mod block;
+mod cgroup;
 mod cpu_set;
 mod device;
 mod error;
+mod inspection;
+mod link;
 mod mount;
 mod node;
 mod pci;
 mod problem;
+mod report;
 mod root;
 mod socket;
 mod topology;
 mod tree;
 
 pub use atomic::{Durability, write_atomic};
+pub use block::{BlockDevice, block_devices};
+pub use cgroup::CgroupLayout;
 pub use cpu_set::{CpuSet, ParseCpuSetError};
 pub use device::{DeviceKind, DeviceNode, device_node, device_nodes, device_numa_node};
 pub use error::{InspectError, read_text};
+pub use inspection::{Inspection, Unread};
+pub use link::{Link, OperationalState, links};
 pub use mount::{Mount, mounts};
 pub use node::Node;
 pub use pci::{PciFunction, pci_functions};

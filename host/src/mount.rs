@@ -60,15 +60,7 @@ impl Mount {
 /// [`InspectError::Read`] if there is no table, [`InspectError::Parse`] for a line of another form.
 pub fn mounts(root: &HostRoot) -> Result<Vec<Mount>, InspectError> {
     let tree = Tree::open(root)?;
-    let of_self = "/proc/self/mountinfo";
-    let of_init = "/proc/1/mountinfo";
-    let (path, table) = match root.path() == Path::new("/") {
-        true => (of_self, tree.bytes(of_self)?),
-        false => match if_present(tree.bytes(of_init))? {
-            Some(table) => (of_init, table),
-            None => (of_self, tree.bytes(of_self)?),
-        },
-    };
+    let (path, table) = table(&tree, root)?;
     table
         .split(|byte| *byte == b'\n')
         .filter(|line| !line.is_empty())
@@ -79,6 +71,18 @@ pub fn mounts(root: &HostRoot) -> Result<Vec<Mount>, InspectError> {
             })
         })
         .collect()
+}
+
+/// The mount table's path and content.
+fn table(tree: &Tree, root: &HostRoot) -> Result<(&'static str, Vec<u8>), InspectError> {
+    const OF_INIT: &str = "/proc/1/mountinfo";
+    const OF_SELF: &str = "/proc/self/mountinfo";
+    if root.path() != Path::new("/")
+        && let Some(table) = if_present(tree.bytes(OF_INIT))?
+    {
+        return Ok((OF_INIT, table));
+    }
+    Ok((OF_SELF, tree.bytes(OF_SELF)?))
 }
 
 /// Parses one line (proc_pid_mountinfo(5); Documentation/filesystems/proc.rst, section 3.5). Sample:
@@ -152,6 +156,6 @@ fn options(field: &[u8]) -> Vec<String> {
 }
 
 /// serde refuses paths that aren't UTF-8; one such mount must not hide all others.
-fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+pub(crate) fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&path.display())
 }
