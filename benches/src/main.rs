@@ -1,1 +1,53 @@
-fn main() {}
+//! Side-by-side measurements: `cargo run -p keelson-benches --release -- cni|sizes|memory`.
+//!
+//! Absolute times depend on the machine and the moment; read the ratios, which come from one interleaved run.
+
+mod cni;
+mod programs;
+mod report;
+mod sizes;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand, ValueEnum};
+
+/// Measures Keelson beside its peers and floors.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    what: What,
+    /// How to print the findings
+    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
+    output: Format,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// CNI ADD and DEL beside the reference bridge and host-local (needs root and Go)
+    Cni {
+        /// How many ADDs and DELs of each plugin and network
+        #[arg(long, default_value_t = 50)]
+        samples: usize,
+    },
+    /// Sizes of the stripped binaries
+    Sizes,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Format {
+    Table,
+    Json,
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let report = match arguments.what {
+        What::Cni { samples } => cni::measure(samples)?,
+        What::Sizes => sizes::measure()?,
+    };
+    match arguments.output {
+        Format::Table => print!("{}", report.table()),
+        Format::Json => println!("{}", serde_json::to_string_pretty(&report)?),
+    }
+    Ok(())
+}
