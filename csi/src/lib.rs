@@ -1,1 +1,18 @@
-//! Placeholder until its first part lands.
+//! The CSI driver: node-local storage over pools.
+//!
+//! A pool is a directory; a volume is a raw file behind a loop device (`image`) or a directory (`directory`) in it.
+//! The pool is the database: each volume lies in a folder of its own with a record of itself, and becomes visible by
+//! one rename. See `docs/formats-storage.md` for what is on disk.
+
+mod config;
+mod driver;
+mod error;
+mod kernel;
+mod policy;
+mod service;
+mod store;
+
+pub use config::{PoolKind, PoolSection, PoolSettings, StorageSection, StorageSettings};
+pub use driver::Driver;
+pub use error::Error;
+pub use kernel::{Helper, helper_main};

@@ -1,0 +1,337 @@
+//! What the user may say about storage: the `storage` section of the NodeConfig.
+
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Component, Path, PathBuf},
+};
+
+use keelson_host::{HostRoot, Node, Problem, Problems};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    kernel::{Helper, filesystem},
+    policy::names,
+    store::{self, Remembered},
+};
+
+/// Filesystems that innocent Pods depend on: when the kubelet's or the images' fills up, Pods are evicted.
+const FILESYSTEMS_OF_OTHERS: [&str; 3] = ["/", "/var/lib/kubelet", "/var/lib/containerd"];
+
+/// The `storage` section as the user writes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct StorageSection {
+    /// The CSI driver's name, which StorageClasses name as their provisioner.
+    pub driver_name: String,
+    /// Where the driver listens: `unix://` and an absolute path. Nothing else may lie in that folder.
+    pub endpoint: String,
+    /// Where volumes are kept.
+    pub pools: Vec<PoolSection>,
+}
+
+/// One pool as the user writes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct PoolSection {
+    /// The name that a StorageClass gives as its parameter `pool`.
+    pub name: String,
+    /// The pool's directory.
+    pub path: PathBuf,
+    /// How volumes are kept in it.
+    pub kind: PoolKind,
+    /// Whether the pool may lie on a filesystem that the system, the kubelet or the container images use.
+    pub allow_shared_filesystem: bool,
+}
+
+/// How a pool keeps its volumes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum PoolKind {
+    /// A raw file behind a loop device: sizes are enforced, raw block works.
+    Image,
+    /// A directory, bind-mounted: no size is enforced.
+    Directory,
+    /// A btrfs subvolume. Not built yet; a config that asks for it is refused.
+    Subvolume,
+}
+
+impl PoolKind {
+    /// The kind's name as the config spells it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Image => "image",
+            Self::Directory => "directory",
+            Self::Subvolume => "subvolume",
+        }
+    }
+}
+
+impl Default for StorageSection {
+    fn default() -> Self {
+        Self {
+            driver_name: "csi.keelson.dev".to_owned(),
+            endpoint: "unix:///var/lib/kubelet/plugins/csi.keelson.dev/csi.sock".to_owned(),
+            pools: vec![PoolSection { allow_shared_filesystem: true, ..PoolSection::default() }],
+        }
+    }
+}
+
+impl Default for PoolSection {
+    fn default() -> Self {
+        Self {
+            name: "default".to_owned(),
+            path: PathBuf::from("/var/lib/keelson/pools/default"),
+            kind: PoolKind::Image,
+            allow_shared_filesystem: false,
+        }
+    }
+}
+
+/// A storage section that was found right for this node.
+#[derive(Clone, Debug)]
+pub struct StorageSettings {
+    /// The CSI driver's name.
+    pub driver_name: String,
+    /// The socket's path.
+    pub socket: PathBuf,
+    /// The pools, in the order of the config; never empty.
+    pub pools: Vec<PoolSettings>,
+    /// The node's name: the node id, and the value of the topology key.
+    pub node_name: String,
+    /// Where state that survives a reboot lives.
+    pub state_dir: PathBuf,
+    /// Where `/proc`, `/sys` and `/dev` are found. Pools and the kubelet's paths are taken as they are.
+    pub root: HostRoot,
+    /// The program that does what could hang.
+    pub helper: Helper,
+}
+
+/// One pool that was found right for this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolSettings {
+    /// The pool's name: usable as a file name.
+    pub name: String,
+    /// The pool's directory: absolute, without `..`.
+    pub path: PathBuf,
+    /// How volumes are kept in it; never [`PoolKind::Subvolume`].
+    pub kind: PoolKind,
+    /// Whether the directory may be created: only for a pool that never was.
+    pub may_create: bool,
+}
+
+impl StorageSection {
+    /// Checks the section against the node. Reads the host, changes nothing.
+    ///
+    /// A pool that is remembered under the state directory but isn't there now is *not* a problem: its disk may
+    /// come back, and until then its calls answer UNAVAILABLE.
+    ///
+    /// # Errors
+    ///
+    /// Everything wrong with it; each problem's path starts with `storage` (or is `nodeName`).
+    pub fn validate(&self, node: &Node) -> Result<StorageSettings, Problems> {
+        let mut problems = Problems::default();
+        if let Err(wrong) = names::check_driver_name(&self.driver_name) {
+            let remedy = "use at most 63 letters, digits, '-' and '.', with a letter or digit at both ends";
+            problems.push(Problem::new("storage.driverName", &self.driver_name, wrong, remedy));
+        }
+        if let Err(wrong) = names::check_topology_value(&node.name) {
+            let remedy = "volumes carry it as a topology label: use at most 63 letters, digits, '-', '_' and '.', \
+                          with a letter or digit at both ends";
+            problems.push(Problem::new("nodeName", &node.name, wrong, remedy));
+        }
+        let socket = match socket_path(&self.endpoint) {
+            Ok(path) => path,
+            Err(wrong) => {
+                let remedy = "write unix:// and an absolute path of at most 103 bytes, such as \
+                              unix:///var/lib/kubelet/plugins/csi.keelson.dev/csi.sock";
+                problems.push(Problem::new("storage.endpoint", &self.endpoint, wrong, remedy));
+                PathBuf::new()
+            }
+        };
+        if self.pools.is_empty() {
+            problems.push(Problem::new("storage.pools", "", "is empty", "name at least one pool"));
+        }
+        let mut names = BTreeSet::new();
+        let mut paths: Vec<PathBuf> = Vec::new();
+        let mut pools = Vec::new();
+        for (index, pool) in self.pools.iter().enumerate() {
+            let at = format!("storage.pools[{index}]");
+            if !names.insert(&pool.name) {
+                problems.push(Problem::new(
+                    format!("{at}.name"),
+                    &pool.name,
+                    "is the name of an earlier pool",
+                    "give each pool a name of its own",
+                ));
+            }
+            match pool.validate(&at, node) {
+                Err(found) => problems.0.extend(found.0),
+                Ok(settings) => {
+                    if let Some(other) = paths.iter().find(|other| overlap(other, &settings.path)) {
+                        problems.push(Problem::new(
+                            format!("{at}.path"),
+                            settings.path.display(),
+                            format!("overlaps with the pool at {}", other.display()),
+                            "give each pool a directory of its own",
+                        ));
+                    }
+                    paths.push(settings.path.clone());
+                    pools.push(settings);
+                }
+            }
+        }
+        problems.into_result(StorageSettings {
+            driver_name: self.driver_name.clone(),
+            socket,
+            pools,
+            node_name: node.name.clone(),
+            state_dir: node.state_dir.clone(),
+            root: node.root.clone(),
+            helper: Helper::own_executable(),
+        })
+    }
+}
+
+impl PoolSection {
+    fn validate(&self, at: &str, node: &Node) -> Result<PoolSettings, Problems> {
+        let mut problems = Problems::default();
+        if let Err(wrong) = names::check_pool_name(&self.name) {
+            let remedy = "use at most 63 lower-case letters, digits and '-', with a letter or digit at both ends";
+            problems.push(Problem::new(format!("{at}.name"), &self.name, wrong, remedy));
+        }
+        if self.kind == PoolKind::Subvolume {
+            problems.push(Problem::new(
+                format!("{at}.kind"),
+                self.kind.as_str(),
+                "is not built yet",
+                "use \"image\" (a file behind a loop device) or \"directory\" (a bind mount)",
+            ));
+        }
+        let path_problem = |wrong: String, remedy: &str| {
+            Problem::new(format!("{at}.path"), self.path.display(), wrong, remedy.to_owned())
+        };
+        let plain = self.path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+        if !self.path.is_absolute() || !plain || self.path == Path::new("/") {
+            problems.push(path_problem(
+                "is not an absolute path below / without \"..\"".to_owned(),
+                "write the directory's full path, such as /var/lib/keelson/pools/default",
+            ));
+            return Err(problems);
+        }
+        // Without repeated or trailing slashes, as the kernel prints it.
+        let path: PathBuf = self.path.components().collect();
+        // A name that can't be a file name was reported above; nothing can be remembered under it.
+        let remembered = if problems.0.is_empty() {
+            match Remembered::read(&node.state_dir, &self.name) {
+                Ok(remembered) => remembered,
+                Err(error) => {
+                    problems.push(Problem::new(
+                        format!("{at}.name"),
+                        &self.name,
+                        format!("has a record that can't be used ({error})"),
+                        "restore the file, or remove it to have the pool recognised by its marker",
+                    ));
+                    None
+                }
+            }
+        } else {
+            None
+        };
+        let below_state_dir = path.starts_with(&node.state_dir);
+        let exists = match fs::symlink_metadata(&path) {
+            Ok(found) if found.is_symlink() => {
+                problems.push(path_problem("is a symbolic link".to_owned(), "name the directory itself"));
+                false
+            }
+            Ok(found) if !found.is_dir() => {
+                problems.push(path_problem("is not a directory".to_owned(), "name a directory"));
+                false
+            }
+            Ok(_) => true,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if remembered.is_none() && !below_state_dir && !path.parent().is_some_and(Path::is_dir) {
+                    problems.push(path_problem(
+                        "does not exist, and neither does the directory above it".to_owned(),
+                        "create it, or mount the disk that holds it",
+                    ));
+                }
+                false
+            }
+            Err(error) => {
+                problems.push(path_problem(format!("can't be looked at ({error})"), "name a directory"));
+                false
+            }
+        };
+        // Of a remembered pool whose disk isn't mounted, the filesystem below would be judged in its place.
+        let absent = remembered.is_some() && !(exists && store::is_some_pool(&path));
+        if problems.0.is_empty() && !self.allow_shared_filesystem && !absent {
+            match shared_with(&path) {
+                Ok(None) => {}
+                Ok(Some(other)) => problems.push(path_problem(
+                    format!("lies on the same filesystem as {other}, where a full pool would evict innocent Pods"),
+                    "use a filesystem of its own, or set allowSharedFilesystem: true to accept that",
+                )),
+                Err(error) => {
+                    problems.push(path_problem(format!("can't be looked at ({error})"), "name a directory"));
+                }
+            }
+        }
+        problems.into_result(PoolSettings {
+            name: self.name.clone(),
+            path,
+            kind: self.kind,
+            may_create: remembered.is_none() && !exists,
+        })
+    }
+}
+
+/// The socket's path in `unix:///path`.
+fn socket_path(endpoint: &str) -> Result<PathBuf, String> {
+    let Some(path) = endpoint.strip_prefix("unix://") else { return Err("does not start with unix://".to_owned()) };
+    // sun_path holds 107 bytes and a NUL, and binding needs ".tmp" for a moment.
+    if path.len() > 103 {
+        return Err(format!("has a path of {} bytes", path.len()));
+    }
+    let path = Path::new(path);
+    if !path.is_absolute() || path.file_name().is_none() || path.components().any(|part| part == Component::ParentDir) {
+        return Err("names no absolute path of a socket".to_owned());
+    }
+    Ok(path.to_owned())
+}
+
+/// Whether one path is the other or lies inside it.
+fn overlap(one: &Path, other: &Path) -> bool {
+    one.starts_with(other) || other.starts_with(one)
+}
+
+/// Which directory of others lies on the filesystem that holds, or would hold, `path`.
+fn shared_with(path: &Path) -> io::Result<Option<&'static str>> {
+    let own = existing_ancestor(path)?;
+    for other in FILESYSTEMS_OF_OTHERS {
+        let theirs = existing_ancestor(Path::new(other))?;
+        if same_filesystem(&own, &theirs)? {
+            return Ok(Some(other));
+        }
+    }
+    Ok(None)
+}
+
+fn existing_ancestor(path: &Path) -> io::Result<PathBuf> {
+    path.ancestors()
+        .find(|ancestor| ancestor.exists())
+        .map(Path::to_owned)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no directory above {}", path.display())))
+}
+
+/// By device number, or by UUID: two subvolumes of one btrfs have different device numbers.
+fn same_filesystem(one: &Path, other: &Path) -> io::Result<bool> {
+    if fs::metadata(one)?.dev() == fs::metadata(other)?.dev() {
+        return Ok(true);
+    }
+    let uuid = filesystem::uuid(one)?;
+    Ok(uuid.is_some() && uuid == filesystem::uuid(other)?)
+}

@@ -1,0 +1,69 @@
+//! What a filesystem says about itself.
+
+use std::{
+    fs::File,
+    io,
+    os::{fd::AsFd, unix::fs::FileExt},
+    path::Path,
+};
+
+use uuid::Uuid;
+
+use super::sys;
+
+/// Free and used space of a filesystem.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Usage {
+    /// Its size in bytes.
+    pub(crate) total_bytes: u64,
+    /// What an unprivileged process may still write.
+    pub(crate) available_bytes: u64,
+    /// What is not free.
+    pub(crate) used_bytes: u64,
+    /// Inodes it can hold; 0 where the filesystem makes them as needed.
+    pub(crate) total_inodes: u64,
+    /// Inodes not in use.
+    pub(crate) available_inodes: u64,
+}
+
+/// The usage of the filesystem that `file` lies on.
+pub(crate) fn usage(file: impl AsFd) -> io::Result<Usage> {
+    let found = rustix::fs::fstatvfs(file)?;
+    let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
+    Ok(Usage {
+        total_bytes: bytes(found.f_blocks),
+        available_bytes: bytes(found.f_bavail),
+        used_bytes: bytes(found.f_blocks.saturating_sub(found.f_bfree)),
+        total_inodes: found.f_files,
+        available_inodes: found.f_ffree,
+    })
+}
+
+/// The UUID of the filesystem that holds `path`, or none: where the filesystem has none (overlayfs), or the kernel
+/// can't tell (before 6.9).
+pub(crate) fn uuid(path: &Path) -> io::Result<Option<Uuid>> {
+    match sys::filesystem_uuid(File::open(path)?.as_fd()) {
+        Ok(bytes) => Ok(Some(Uuid::from_bytes(bytes))),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL | libc::EOPNOTSUPP)) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The UUID in the ext4 superblock of an image or block device; none if there is no such superblock.
+///
+/// Documentation/filesystems/ext4/super.rst: the superblock starts at byte 1024; `s_magic` 0xEF53 at 0x38,
+/// `s_uuid` at 0x68.
+pub(crate) fn ext4_uuid(image: &File) -> io::Result<Option<Uuid>> {
+    let mut superblock = [0_u8; 0x78];
+    match image.read_exact_at(&mut superblock, 1024) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        Err(error) => return Err(error),
+    }
+    if superblock[0x38..0x3a] != [0x53, 0xef] {
+        return Ok(None);
+    }
+    let mut uuid = [0_u8; 16];
+    uuid.copy_from_slice(&superblock[0x68..0x78]);
+    Ok(Some(Uuid::from_bytes(uuid)))
+}

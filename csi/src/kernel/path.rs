@@ -1,0 +1,147 @@
+//! Paths below directories that others write to, opened without following a symbolic link anywhere.
+//!
+//! Invariant: what comes from a request is opened here and only here. A link put into the place of a directory, at
+//! whatever moment, makes the call fail with `ELOOP`; it never redirects it.
+
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+};
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
+
+use crate::policy::TargetPath;
+
+/// Opens what `path` leads to, as a handle that can be looked at and mounted on.
+pub(crate) fn open(path: &TargetPath) -> io::Result<OwnedFd> {
+    open_without_links(path.as_path(), OFlags::PATH)
+}
+
+/// Opens the directory above `path`.
+pub(crate) fn open_parent(path: &TargetPath) -> io::Result<OwnedFd> {
+    open_without_links(path.parent(), OFlags::PATH | OFlags::DIRECTORY)
+}
+
+fn open_without_links(path: &std::path::Path, flags: OFlags) -> io::Result<OwnedFd> {
+    let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    Ok(rustix::fs::openat2(rustix::fs::CWD, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)?)
+}
+
+/// What `path` leads to, or none if there is nothing.
+pub(crate) fn look(path: &TargetPath) -> io::Result<Option<Stat>> {
+    match open(path) {
+        Ok(file) => Ok(Some(rustix::fs::fstat(file)?)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Makes an empty directory at `path`, whose parent must exist; one that is there is fine.
+pub(crate) fn make_directory(path: &TargetPath) -> io::Result<()> {
+    let parent = open_parent(path)?;
+    match rustix::fs::mkdirat(&parent, path.name(), Mode::from_raw_mode(0o750)) {
+        Ok(()) => Ok(()),
+        Err(rustix::io::Errno::EXIST) => expect_kind(&parent, path, FileType::Directory, libc::ENOTDIR),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Makes an empty file at `path`, whose parent must exist; one that is there is fine.
+///
+/// A block volume is published as a bind mount on a file; where one is mounted already, a device is found.
+pub(crate) fn make_file(path: &TargetPath) -> io::Result<()> {
+    let parent = open_parent(path)?;
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match rustix::fs::openat(&parent, path.name(), flags, Mode::from_raw_mode(0o640)) {
+        Ok(_) => Ok(()),
+        Err(rustix::io::Errno::EXIST) => expect_kind(&parent, path, FileType::RegularFile, libc::EEXIST),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn expect_kind(parent: impl AsFd, path: &TargetPath, kind: FileType, otherwise: i32) -> io::Result<()> {
+    let found = rustix::fs::statat(parent, path.name(), AtFlags::SYMLINK_NOFOLLOW)?;
+    if FileType::from_raw_mode(found.st_mode) == kind {
+        Ok(())
+    } else {
+        Err(io::Error::from_raw_os_error(otherwise))
+    }
+}
+
+/// Removes the file or empty directory at `path`; never what is inside a directory. Nothing there is fine.
+pub(crate) fn remove(path: &TargetPath) -> io::Result<()> {
+    let parent = match open_parent(path) {
+        Ok(parent) => parent,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let removed = match rustix::fs::unlinkat(&parent, path.name(), AtFlags::empty()) {
+        Err(rustix::io::Errno::ISDIR) => rustix::fs::unlinkat(&parent, path.name(), AtFlags::REMOVEDIR),
+        other => other,
+    };
+    match removed {
+        Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::symlink, path::Path};
+
+    use super::*;
+
+    fn target(path: &Path) -> TargetPath {
+        TargetPath::try_from(path.to_str().unwrap().to_owned()).unwrap()
+    }
+
+    /// A temporary directory whose own path holds no link.
+    fn directory() -> (tempfile::TempDir, std::path::PathBuf) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().canonicalize().unwrap();
+        (directory, path)
+    }
+
+    #[test]
+    fn a_link_anywhere_in_the_path_is_refused() {
+        let (_guard, top) = directory();
+        fs::create_dir_all(top.join("real/inner")).unwrap();
+        symlink(top.join("real"), top.join("link")).unwrap();
+        symlink(top.join("real/inner"), top.join("real/last")).unwrap();
+        for path in ["link/inner", "link/new", "real/last/new"] {
+            let path = target(&top.join(path));
+            for result in [make_directory(&path), make_file(&path), remove(&path)] {
+                assert_eq!(result.unwrap_err().raw_os_error(), Some(libc::ELOOP), "{path}");
+            }
+        }
+        assert_eq!(look(&target(&top.join("real/last"))).unwrap_err().raw_os_error(), Some(libc::ELOOP));
+        assert_eq!(make_directory(&target(&top.join("link"))).unwrap_err().raw_os_error(), Some(libc::ENOTDIR));
+        assert!(top.join("real/inner").is_dir());
+    }
+
+    #[test]
+    fn making_and_removing_can_be_repeated() {
+        let (_guard, top) = directory();
+        let (subdirectory, file) = (target(&top.join("d")), target(&top.join("f")));
+        for _ in 0..2 {
+            make_directory(&subdirectory).unwrap();
+            make_file(&file).unwrap();
+        }
+        assert_eq!(make_file(&subdirectory).unwrap_err().raw_os_error(), Some(libc::EEXIST));
+        assert_eq!(make_directory(&file).unwrap_err().raw_os_error(), Some(libc::ENOTDIR));
+        for _ in 0..2 {
+            remove(&subdirectory).unwrap();
+            remove(&file).unwrap();
+        }
+        assert_eq!(fs::read_dir(&top).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_is_inside_a_directory_is_never_removed() {
+        let (_guard, top) = directory();
+        fs::create_dir(top.join("d")).unwrap();
+        fs::write(top.join("d/precious"), b"x").unwrap();
+        assert_eq!(remove(&target(&top.join("d"))).unwrap_err().raw_os_error(), Some(libc::ENOTEMPTY));
+        assert_eq!(fs::read(top.join("d/precious")).unwrap(), b"x");
+    }
+}

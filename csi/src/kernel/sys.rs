@@ -1,0 +1,182 @@
+//! System calls that neither rustix nor nix has: loop devices, the filesystem's UUID, mount attributes.
+
+use std::{
+    ffi::{c_int, c_void},
+    io,
+    os::fd::{AsRawFd, BorrowedFd, RawFd},
+};
+
+/// include/uapi/linux/loop.h
+const LOOP_CLR_FD: libc::Ioctl = 0x4C01;
+const LOOP_SET_STATUS64: libc::Ioctl = 0x4C04;
+const LOOP_GET_STATUS64: libc::Ioctl = 0x4C05;
+const LOOP_CONFIGURE: libc::Ioctl = 0x4C0A;
+const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4C82;
+/// include/uapi/linux/fs.h: `_IOR(0x15, 0, struct fsuuid2)`, `_IOR(0x12, 114, size_t)`
+const FS_IOC_GETFSUUID: libc::Ioctl = 0x8011_1500;
+const BLKGETSIZE64: libc::Ioctl = 0x8008_1272;
+
+/// `LO_FLAGS_READ_ONLY`
+pub(crate) const LOOP_READ_ONLY: u32 = 1;
+/// `LO_FLAGS_AUTOCLEAR`: the device lets go of its file at the last close.
+pub(crate) const LOOP_AUTOCLEAR: u32 = 4;
+/// `LO_FLAGS_DIRECT_IO`
+pub(crate) const LOOP_DIRECT_IO: u32 = 16;
+
+/// `struct loop_info64`
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct LoopInfo {
+    /// Device number of the filesystem that holds the backing file.
+    pub(crate) device: u64,
+    /// Inode number of the backing file.
+    pub(crate) inode: u64,
+    rdevice: u64,
+    offset: u64,
+    size_limit: u64,
+    pub(crate) number: u32,
+    encrypt_type: u32,
+    encrypt_key_size: u32,
+    pub(crate) flags: u32,
+    /// A label of our choice, NUL-terminated.
+    pub(crate) file_name: [u8; 64],
+    crypt_name: [u8; 64],
+    encrypt_key: [u8; 32],
+    init: [u64; 2],
+}
+
+impl LoopInfo {
+    pub(crate) fn zeroed() -> Self {
+        Self {
+            device: 0,
+            inode: 0,
+            rdevice: 0,
+            offset: 0,
+            size_limit: 0,
+            number: 0,
+            encrypt_type: 0,
+            encrypt_key_size: 0,
+            flags: 0,
+            file_name: [0; 64],
+            crypt_name: [0; 64],
+            encrypt_key: [0; 32],
+            init: [0; 2],
+        }
+    }
+}
+
+/// `struct loop_config`
+#[repr(C)]
+struct LoopConfig {
+    file: u32,
+    block_size: u32,
+    info: LoopInfo,
+    reserved: [u64; 8],
+}
+
+/// The number of a loop device that was free a moment ago.
+pub(crate) fn loop_get_free(control: BorrowedFd<'_>) -> io::Result<u32> {
+    let number = ioctl_value(control, LOOP_CTL_GET_FREE, 0)?;
+    u32::try_from(number).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))
+}
+
+/// Binds `file` to a free loop device in one step; `EBUSY` if another was faster.
+pub(crate) fn loop_configure(device: BorrowedFd<'_>, file: BorrowedFd<'_>, info: LoopInfo) -> io::Result<()> {
+    let file = u32::try_from(file.as_raw_fd()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let mut config = LoopConfig { file, block_size: 0, info, reserved: [0; 8] };
+    ioctl_pointer(device, LOOP_CONFIGURE, &mut config).map(drop)
+}
+
+/// What the loop device is bound to; `ENXIO` if to nothing.
+pub(crate) fn loop_status(device: BorrowedFd<'_>) -> io::Result<LoopInfo> {
+    let mut info = LoopInfo::zeroed();
+    ioctl_pointer(device, LOOP_GET_STATUS64, &mut info)?;
+    Ok(info)
+}
+
+/// Changes the loop device's flags and label.
+pub(crate) fn loop_set_status(device: BorrowedFd<'_>, mut info: LoopInfo) -> io::Result<()> {
+    ioctl_pointer(device, LOOP_SET_STATUS64, &mut info).map(drop)
+}
+
+/// Unbinds the loop device: at once, or at its last close if others have it open.
+pub(crate) fn loop_clear(device: BorrowedFd<'_>) -> io::Result<()> {
+    ioctl_value(device, LOOP_CLR_FD, 0).map(drop)
+}
+
+/// The size of a block device in bytes.
+pub(crate) fn block_device_bytes(device: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut bytes = 0_u64;
+    ioctl_pointer(device, BLKGETSIZE64, &mut bytes)?;
+    Ok(bytes)
+}
+
+/// The UUID of the filesystem that `file` lies on; `ENOTTY` if it has none or the kernel is older than 6.9.
+pub(crate) fn filesystem_uuid(file: BorrowedFd<'_>) -> io::Result<[u8; 16]> {
+    /// `struct fsuuid2`
+    #[repr(C)]
+    struct FsUuid {
+        length: u8,
+        bytes: [u8; 16],
+    }
+    let mut uuid = FsUuid { length: 0, bytes: [0; 16] };
+    ioctl_pointer(file, FS_IOC_GETFSUUID, &mut uuid)?;
+    if uuid.length != 16 {
+        return Err(io::Error::from_raw_os_error(libc::ENOTTY));
+    }
+    Ok(uuid.bytes)
+}
+
+/// Sets attributes (`MOUNT_ATTR_*`) of the detached mount that `mount` refers to.
+pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, set: u64) -> io::Result<()> {
+    /// `struct mount_attr`, include/uapi/linux/mount.h
+    #[repr(C)]
+    struct MountAttributes {
+        set: u64,
+        clear: u64,
+        propagation: u64,
+        user_namespace: u64,
+    }
+    let attributes = MountAttributes { set, clear: 0, propagation: 0, user_namespace: 0 };
+    #[expect(unsafe_code, reason = "no crate of ours wraps mount_setattr")]
+    // SAFETY: the path is a NUL-terminated constant and the struct outlives the call, whose size is given with it.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attributes,
+            size_of::<MountAttributes>(),
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// An ioctl whose argument is a number.
+fn ioctl_value(file: BorrowedFd<'_>, request: libc::Ioctl, value: RawFd) -> io::Result<c_int> {
+    #[expect(unsafe_code, reason = "no crate of ours wraps these requests")]
+    // SAFETY: the requests that come here take a number, so the kernel follows no pointer.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), request, value) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// An ioctl whose argument is a struct that the kernel reads or fills.
+fn ioctl_pointer<T>(file: BorrowedFd<'_>, request: libc::Ioctl, argument: &mut T) -> io::Result<c_int> {
+    #[expect(unsafe_code, reason = "no crate of ours wraps these requests")]
+    // SAFETY: every caller passes the type that its request is defined for, `repr(C)` and valid for any bit pattern,
+    // and it outlives the call.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), request, std::ptr::from_mut(argument).cast::<c_void>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn structs_have_the_kernels_sizes() {
+        assert_eq!(size_of::<LoopInfo>(), 232);
+        assert_eq!(size_of::<LoopConfig>(), 304);
+    }
+}

@@ -1,0 +1,5 @@
+//! The protocol's edge: validation of what was asked, and calls.
+
+mod in_flight;
+
+pub(crate) use in_flight::{Guard, InFlight, Pending};

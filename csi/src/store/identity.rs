@@ -1,0 +1,178 @@
+//! Which pool is which: a marker in the pool, and the memory of it outside.
+//!
+//! If what lies at a pool's path isn't the pool that is remembered there, its disk isn't mounted, or another one is.
+//! An unmounted disk must never read as "all volumes are gone".
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use keelson_host::{Durability, write_atomic};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use uuid::Uuid;
+
+use crate::config::PoolKind;
+
+/// The marker's name in the pool's directory.
+const MARKER: &str = "keelson-pool.json";
+
+/// The version of both formats that this program writes, and the only one so far.
+const VERSION: u32 = 1;
+
+/// `<pool>/keelson-pool.json`: makes a directory a pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Marker {
+    version: u32,
+    /// This pool's own; a copy of the pool has the same.
+    pub(crate) uuid: Uuid,
+    /// How its volumes are kept; can't be changed later.
+    pub(crate) kind: PoolKind,
+}
+
+/// `<stateDir>/storage/pools/<name>.json`: what the pool of that name was when it was first used.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Remembered {
+    version: u32,
+    /// The marker's UUID.
+    pub(crate) uuid: Uuid,
+    /// The UUID of the filesystem it lies on; none where the filesystem or the kernel doesn't tell.
+    pub(crate) filesystem_uuid: Option<Uuid>,
+    /// Where it was.
+    pub(crate) path: PathBuf,
+}
+
+/// Why a record could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RecordError {
+    #[error("failed to {what} {}", path.display())]
+    Io { what: &'static str, path: PathBuf, source: io::Error },
+    #[error("{} does not hold what it should: {source}", path.display())]
+    Content { path: PathBuf, source: serde_json::Error },
+    #[error("{} has version {found}; this program reads version {VERSION}", path.display())]
+    Version { path: PathBuf, found: u64 },
+}
+
+impl RecordError {
+    pub(crate) fn io(what: &'static str, path: &Path) -> impl Fn(io::Error) -> Self {
+        move |source| Self::Io { what, path: path.to_owned(), source }
+    }
+}
+
+/// Reads a record of version 1, or none if the file isn't there.
+pub(crate) fn read_record<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, RecordError> {
+    let text = match fs::read(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(RecordError::io("read", path)(error)),
+    };
+    let content = |source| RecordError::Content { path: path.to_owned(), source };
+    let value: serde_json::Value = serde_json::from_slice(&text).map_err(content)?;
+    // The version first: a later one may have other fields, and then the version is the reason to tell.
+    match value.get("version").and_then(serde_json::Value::as_u64) {
+        Some(found) if found != u64::from(VERSION) => Err(RecordError::Version { path: path.to_owned(), found }),
+        _ => serde_json::from_value(value).map(Some).map_err(content),
+    }
+}
+
+/// Writes a record, whole or not at all.
+pub(crate) fn write_record<T: Serialize>(path: &Path, record: &T, durability: Durability) -> Result<(), RecordError> {
+    let mut text = serde_json::to_vec_pretty(record)
+        .map_err(|source| RecordError::Content { path: path.to_owned(), source })?;
+    text.push(b'\n');
+    write_atomic(path, &text, 0o600, durability).map_err(RecordError::io("write", path))
+}
+
+impl Marker {
+    /// A new pool's.
+    pub(crate) fn generate(kind: PoolKind) -> Self {
+        Self { version: VERSION, uuid: Uuid::new_v4(), kind }
+    }
+
+    /// The marker of the pool at `pool`, or none.
+    pub(crate) fn read(pool: &Path) -> Result<Option<Self>, RecordError> {
+        read_record(&pool.join(MARKER))
+    }
+
+    pub(crate) fn write(&self, pool: &Path) -> Result<(), RecordError> {
+        write_record(&pool.join(MARKER), self, Durability::PowerLoss)
+    }
+}
+
+impl Remembered {
+    pub(crate) fn new(marker: &Marker, filesystem_uuid: Option<Uuid>, path: &Path) -> Self {
+        Self { version: VERSION, uuid: marker.uuid, filesystem_uuid, path: path.to_owned() }
+    }
+
+    /// Where the memory of the pool `name` is kept.
+    pub(crate) fn path_of(state_dir: &Path, name: &str) -> PathBuf {
+        state_dir.join("storage/pools").join(format!("{name}.json"))
+    }
+
+    /// What is remembered of the pool `name`, or none if it was never used.
+    pub(crate) fn read(state_dir: &Path, name: &str) -> Result<Option<Self>, RecordError> {
+        read_record(&Self::path_of(state_dir, name))
+    }
+
+    pub(crate) fn write(&self, state_dir: &Path, name: &str) -> Result<(), RecordError> {
+        let path = Self::path_of(state_dir, name);
+        if let Some(directory) = path.parent() {
+            fs::create_dir_all(directory).map_err(RecordError::io("create", directory))?;
+        }
+        write_record(&path, self, Durability::PowerLoss)
+    }
+}
+
+/// Whether a pool, whichever, lies at `path`.
+pub(crate) fn is_some_pool(path: &Path) -> bool {
+    path.join(MARKER).exists()
+}
+
+/// Whether the directory holds nothing that somebody would miss if it became a pool.
+pub(crate) fn is_empty(path: &Path) -> io::Result<bool> {
+    for entry in fs::read_dir(path)? {
+        let name = entry?.file_name();
+        // mkfs.ext4 makes lost+found; write_atomic of a killed process leaves the other.
+        if name != "lost+found" && !name.to_string_lossy().starts_with(&format!(".{MARKER}.")) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn formats_are_as_documented() {
+        let directory = tempfile::tempdir().unwrap();
+        let marker = r#"{"version": 1, "uuid": "6f0c2f9e-5a57-4c0f-9a77-0d7c9d3f1a11", "kind": "image"}"#;
+        fs::write(directory.path().join(MARKER), marker).unwrap();
+        let found = Marker::read(directory.path()).unwrap().unwrap();
+        assert_eq!(found.kind, PoolKind::Image);
+        let remembered = Remembered::new(&found, None, directory.path());
+        remembered.write(directory.path(), "default").unwrap();
+        assert_eq!(Remembered::read(directory.path(), "default").unwrap(), Some(remembered));
+        assert_eq!(Remembered::read(directory.path(), "other").unwrap(), None);
+    }
+
+    #[test]
+    fn a_later_version_is_named_as_the_reason() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join(MARKER), r#"{"version": 2, "more": true}"#).unwrap();
+        let error = Marker::read(directory.path()).unwrap_err();
+        assert!(error.to_string().ends_with("has version 2; this program reads version 1"), "{error}");
+    }
+
+    #[test]
+    fn anything_else_is_an_error_and_not_an_absence() {
+        let directory = tempfile::tempdir().unwrap();
+        for text in ["", "{", "[]", "{}", r#"{"version": 1}"#, r#"{"version": -1}"#] {
+            fs::write(directory.path().join(MARKER), text).unwrap();
+            assert!(Marker::read(directory.path()).is_err(), "{text:?}");
+        }
+    }
+}
