@@ -3,6 +3,7 @@
 //! Absolute times depend on the machine and the moment; read the ratios, which come from one interleaved run.
 
 mod cni;
+mod memory;
 mod programs;
 mod report;
 mod sizes;
@@ -31,6 +32,8 @@ enum What {
     },
     /// Sizes of the stripped binaries
     Sizes,
+    /// Resident memory of each process of `keelson run` (needs root)
+    Memory,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -44,6 +47,7 @@ fn main() -> Result<()> {
     let report = match arguments.what {
         What::Cni { samples } => cni::measure(samples)?,
         What::Sizes => sizes::measure()?,
+        What::Memory => memory::measure()?,
     };
     match arguments.output {
         Format::Table => print!("{}", report.table()),
