@@ -85,8 +85,9 @@ fn cgroups(found: &mut BTreeSet<String>) {
 }
 
 fn sockets(found: &mut BTreeSet<String>) {
+    // Unix sockets belong to the network namespace, and /proc/net is that of the process, not of this thread.
     // Sample: "ffff...: 00000002 00000000 00010000 0001 01 12345 /run/keelson/x.sock"
-    for line in fs::read_to_string("/proc/net/unix").unwrap_or_default().lines().skip(1) {
+    for line in fs::read_to_string("/proc/thread-self/net/unix").unwrap_or_default().lines().skip(1) {
         if let Some(path) = line.split_whitespace().nth(7).filter(|path| path.starts_with('/')) {
             found.insert(format!("socket {path}"));
         }
