@@ -9,6 +9,7 @@ mod cgroup;
 mod cpu_set;
 mod device;
 mod error;
+pub mod fixture;
 mod inspection;
 mod link;
 mod mount;

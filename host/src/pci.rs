@@ -123,7 +123,7 @@ fn children_nodes(tree: &Tree, directory: &str, depth: usize, nodes: &mut Vec<Pa
 }
 
 /// Whether `name` is of the form `0000:3b:00.0`; the domain may have more digits.
-fn is_address(name: &str) -> bool {
+pub(crate) fn is_address(name: &str) -> bool {
     let hexadecimal =
         |text: &str, least: usize| text.len() >= least && text.bytes().all(|byte| byte.is_ascii_hexdigit());
     let mut parts = name.split(':');
