@@ -224,3 +224,87 @@ impl<'de> Deserialize<'de> for CpuSet {
         String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[track_caller]
+    fn check(text: &str, canonical: &str) {
+        assert_eq!(text.parse::<CpuSet>().unwrap().to_string(), canonical);
+    }
+
+    #[track_caller]
+    fn check_error(text: &str, expected: &str) {
+        assert_eq!(text.parse::<CpuSet>().unwrap_err().to_string(), expected);
+    }
+
+    #[test]
+    fn what_the_kernel_writes_is_read() {
+        check("", "");
+        check("\n", "");
+        check("0\n", "0");
+        check("0-3,8", "0-3,8");
+        check("0-65535", "0-65535");
+    }
+
+    #[test]
+    fn what_people_write_is_read() {
+        check("3,1,2", "1-3");
+        check("0-2, 2-4", "0-4");
+        check(" 007 ", "7");
+    }
+
+    #[test]
+    fn anything_else_is_named() {
+        for part in ["", "a", "-1", "1-", "+1", "1-2-3", "0x3", "1 2", "1:2"] {
+            let expected = format!("{part:?} in a CPU list is neither an id such as 8 nor a range such as 0-3");
+            check_error(&format!("0,{part}"), &expected);
+        }
+        check_error("3-1", "the range \"3-1\" in a CPU list ends before it starts");
+        check_error("0-4294967295", "\"0-4294967295\" in a CPU list exceeds the greatest id, 65535");
+        check_error("99999999999999999999", "\"99999999999999999999\" in a CPU list exceeds the greatest id, 65535");
+    }
+
+    #[test]
+    fn serialized_as_text() {
+        let set = CpuSet::from([0, 1, 9]);
+        assert_eq!(serde_json::to_string(&set).unwrap(), "\"0-1,9\"");
+        assert_eq!(serde_json::from_str::<CpuSet>("\"0-1,9\"").unwrap(), set);
+        assert!(serde_json::from_str::<CpuSet>("\"x\"").unwrap_err().to_string().starts_with("\"x\" in a CPU list"));
+    }
+
+    proptest! {
+        #[test]
+        fn text_leads_back_to_the_set(ids in proptest::collection::btree_set(0..MOST_IDS, 0..40)) {
+            let set: CpuSet = ids.iter().copied().collect();
+            prop_assert_eq!(set.to_string().parse::<CpuSet>(), Ok(set.clone()));
+            prop_assert_eq!(set.iter().collect::<BTreeSet<_>>(), ids);
+        }
+
+        #[test]
+        fn any_text_is_a_set_or_an_error(text in "[0-9, -]{0,30}|\\PC{0,30}") {
+            if let Ok(set) = text.parse::<CpuSet>() {
+                prop_assert_eq!(set.to_string().parse::<CpuSet>(), Ok(set));
+            }
+        }
+
+        #[test]
+        fn set_operations_agree_with_membership(
+            a in proptest::collection::btree_set(0..20_u32, 0..20),
+            b in proptest::collection::btree_set(0..20_u32, 0..20),
+        ) {
+            let (a, b): (CpuSet, CpuSet) = (a.into_iter().collect(), b.into_iter().collect());
+            for id in 0..20 {
+                let (in_a, in_b) = (a.contains(id), b.contains(id));
+                prop_assert_eq!(a.union(&b).contains(id), in_a || in_b);
+                prop_assert_eq!(a.intersection(&b).contains(id), in_a && in_b);
+                prop_assert_eq!(a.difference(&b).contains(id), in_a && !in_b);
+            }
+            prop_assert_eq!(a.is_subset(&b), a.difference(&b).is_empty());
+            prop_assert_eq!(a.is_disjoint(&b), a.intersection(&b).is_empty());
+        }
+    }
+}

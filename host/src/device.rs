@@ -156,7 +156,7 @@ pub(crate) fn node_of(tree: &Tree, device: &str) -> Result<Option<DeviceNode>, I
     let Some(name) = uevent_value(tree, device, "DEVNAME")? else { return Ok(None) };
     // A name that would leave /dev is none that the kernel gave.
     let path = lexical(Path::new("/dev"), Path::new(&name));
-    if !path.starts_with("/dev") {
+    if !path.starts_with("/dev") || path == Path::new("/dev") {
         return Err(tree.unexpected(format!("{device}/uevent"), &name, "a path below /dev"));
     }
     let kind = match tree.link_name(format!("{device}/subsystem"))?.as_deref() {

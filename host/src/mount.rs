@@ -159,3 +159,77 @@ fn options(field: &[u8]) -> Vec<String> {
 pub(crate) fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&path.display())
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_manual_pages_sample() {
+        let line = b"36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue";
+        let strings = |strings: &[&str]| strings.iter().map(|string| (*string).to_owned()).collect::<Vec<_>>();
+        let expected = Mount {
+            id: 36,
+            parent: 35,
+            device: (98, 0),
+            root: "/mnt1".into(),
+            point: "/mnt2".into(),
+            options: strings(&["rw", "noatime"]),
+            propagation: strings(&["master:1"]),
+            kind: "ext3".to_owned(),
+            source: "/dev/root".to_owned(),
+            super_options: strings(&["rw", "errors=continue"]),
+        };
+        assert_eq!(parse_line(line), Some(expected));
+    }
+
+    #[test]
+    fn any_number_of_optional_fields() {
+        let none = parse_line(b"1 0 0:1 / / rw - tmpfs none rw").unwrap();
+        assert_eq!(none.propagation, [""; 0]);
+        let three = parse_line(b"1 0 0:1 / / rw shared:1 master:2 propagate_from:3 - tmpfs none rw").unwrap();
+        assert_eq!(three.propagation, ["shared:1", "master:2", "propagate_from:3"]);
+    }
+
+    #[test]
+    fn escapes_are_undone_and_nothing_else_is() {
+        assert_eq!(unescape(br"a\040b\011c\012d\134e\043f"), b"a b\tc\nd\\e#f");
+        assert_eq!(unescape(br"\377\400\08\0"), b"\xff\\400\\08\\0");
+    }
+
+    #[test]
+    fn an_empty_source_is_a_field() {
+        let mount = parse_line(b"1 0 0:1 / /mnt rw - tmpfs  rw,size=4k").unwrap();
+        assert_eq!((mount.source.as_str(), mount.super_options.len()), ("", 2));
+    }
+
+    #[test]
+    fn read_only_is_the_mounts_or_the_filesystems() {
+        let is_read_only = |line: &str| parse_line(line.as_bytes()).unwrap().is_read_only();
+        assert!(is_read_only("1 0 0:1 / /mnt ro,relatime - ext4 /dev/vda rw"));
+        assert!(is_read_only("1 0 0:1 / /mnt rw,relatime - ext4 /dev/vda ro"));
+        assert!(!is_read_only("1 0 0:1 / /mnt rw,relatime - ext4 /dev/vda rw,errors=remount-ro"));
+    }
+
+    #[test]
+    fn a_line_that_ends_early_is_none() {
+        let line = "36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw";
+        for (end, _) in line.match_indices(' ') {
+            assert_eq!(parse_line(&line.as_bytes()[..end]), None, "{}", &line[..end]);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_a_mount_or_none(line in proptest::collection::vec(any::<u8>(), 0..80)) {
+            let _ = parse_line(&line);
+        }
+
+        #[test]
+        fn almost_a_line_is_a_mount_or_none(line in r"([0-9:]{0,3} ){0,4}(/[a-z\\0-7]{0,5} ){0,3}(-? ?[a-z,=]{0,4} ?){0,5}") {
+            let _ = parse_line(line.as_bytes());
+        }
+    }
+}

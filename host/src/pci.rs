@@ -60,6 +60,9 @@ pub fn pci_functions(root: &HostRoot) -> Result<Vec<PciFunction>, InspectError> 
     let mut functions = Vec::new();
     for address in tree.names_if_present(PCI_DIRECTORY)? {
         let directory = format!("{PCI_DIRECTORY}/{address}");
+        if !is_address(&address) {
+            return Err(tree.unexpected(PCI_DIRECTORY, &address, "a PCI address such as 0000:3b:00.0"));
+        }
         functions.extend(unless_gone(&tree, &directory, function(&tree, &directory, address))?);
     }
     Ok(functions)
