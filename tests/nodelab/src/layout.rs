@@ -1,0 +1,243 @@
+//! Where a lab keeps everything: one directory, so that no lab meets another one, a containerd or a kubelet of the host.
+
+use std::{
+    fs::{self, File, TryLockError},
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+
+/// Every lab's directory is `/var/lib/keelson-lab-<id>`.
+///
+/// Not below /run: there a machine may forbid executables and device nodes, and a volume's bytes would lie in memory.
+/// The name is short because a Unix socket's path has room for 107 bytes.
+const PARENT: &str = "/var/lib";
+const PREFIX: &str = "keelson-lab-";
+
+/// The directory of one lab, and every name that is derived from it.
+///
+/// Invariant: whatever a lab makes in the kernel lies below its directory or bears its id, so that
+/// [`crate::sweep`] finds all of it with no record but the directory's name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layout {
+    id: String,
+    root: PathBuf,
+}
+
+impl Layout {
+    /// A new lab's names, with an id that no other lab has.
+    #[must_use]
+    pub fn new() -> Self {
+        let mut id = uuid::Uuid::new_v4().simple().to_string();
+        id.truncate(6);
+        Self::of(&id)
+    }
+
+    fn of(id: &str) -> Self {
+        Self { id: id.to_owned(), root: Path::new(PARENT).join(format!("{PREFIX}{id}")) }
+    }
+
+    /// The labs whose directories exist, running, kept or crashed.
+    ///
+    /// # Errors
+    ///
+    /// When /var/lib can't be listed.
+    pub fn existing() -> Result<Vec<Self>> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(PARENT).with_context(|| format!("failed to list {PARENT}"))? {
+            let name = entry?.file_name();
+            // Only names of our own making: what is found here will be removed.
+            if let Some(id) = name.to_str().and_then(|name| name.strip_prefix(PREFIX))
+                && id.len() == 6
+                && id.bytes().all(|byte| byte.is_ascii_hexdigit())
+            {
+                found.push(Self::of(id));
+            }
+        }
+        found.sort_by(|a, b| a.id.cmp(&b.id));
+        Ok(found)
+    }
+
+    /// Six hexadecimal digits.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// `/var/lib/keelson-lab-<id>`.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// `path` below the lab's directory.
+    #[must_use]
+    pub fn join(&self, path: impl AsRef<Path>) -> PathBuf {
+        self.root.join(path)
+    }
+
+    /// What the mount table, process lists and cgroups show of this lab: `keelson-lab-<id>`.
+    #[must_use]
+    pub fn mark(&self) -> String {
+        format!("{PREFIX}{}", self.id)
+    }
+
+    /// The bridge's name.
+    #[must_use]
+    pub fn bridge(&self) -> String {
+        format!("kl-{}", self.id)
+    }
+
+    /// The cgroup below which the Pods' cgroups are made, as the kubelet makes `/kubepods`.
+    #[must_use]
+    pub fn cgroup(&self) -> String {
+        format!("/{}", self.mark())
+    }
+
+    /// containerd's socket: CRI and its own API.
+    #[must_use]
+    pub fn containerd_socket(&self) -> PathBuf {
+        self.join("containerd.sock")
+    }
+
+    /// The socket on which containerd serves NRI.
+    #[must_use]
+    pub fn nri_socket(&self) -> PathBuf {
+        self.join("nri.sock")
+    }
+
+    /// Where CSI's staging and publish directories, the device plugins' sockets and the like are.
+    #[must_use]
+    pub fn kubelet(&self) -> PathBuf {
+        self.join("kubelet")
+    }
+
+    /// What `keelson run --config` is given.
+    #[must_use]
+    pub fn config_file(&self) -> PathBuf {
+        self.join("config.yaml")
+    }
+
+    /// Makes the directory and takes its lock.
+    ///
+    /// # Errors
+    ///
+    /// When it exists or can't be made.
+    pub fn create(&self) -> Result<Lock> {
+        fs::create_dir(&self.root).with_context(|| format!("failed to create {}", self.root.display()))?;
+        for directory in ["log", "kubelet/pods", "kubelet/device-plugins", "cni/bin", "cni/conf", "cdi", "pool"] {
+            let path = self.join(directory);
+            fs::create_dir_all(&path).with_context(|| format!("failed to create {}", path.display()))?;
+        }
+        self.try_lock()?.with_context(|| format!("{} is locked right after its creation", self.root.display()))
+    }
+
+    /// Takes the lab's lock, or `None` while the process that runs it lives.
+    ///
+    /// # Errors
+    ///
+    /// When the lock file can't be made.
+    pub fn try_lock(&self) -> Result<Option<Lock>> {
+        let path = self.join("lock");
+        let file = File::create(&path).with_context(|| format!("failed to open {}", path.display()))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Lock(file))),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("failed to lock {}", path.display())),
+        }
+    }
+
+    /// A range of 254 addresses that no route of this machine covers, such as `10.90.17.0/24`.
+    ///
+    /// # Errors
+    ///
+    /// When the routes can't be read, or cover all of them.
+    pub fn free_range(&self) -> Result<String> {
+        let path = "/proc/net/route";
+        let routes = routes(&fs::read_to_string(path).with_context(|| format!("failed to read {path}"))?)?;
+        let start = u32::from_str_radix(&self.id[..4], 16).context("the id is hexadecimal")?;
+        for offset in 0..=u16::MAX {
+            let number = (start + u32::from(offset)) & 0xffff;
+            let address = 0x0a00_0000 | number << 8;
+            // The lower half of 10/8 and 10.244/16 are where clusters like to be.
+            if number >> 8 >= 64 && number >> 8 != 244 && !routes.iter().any(|route| route.overlaps(address)) {
+                return Ok(format!("{}/24", Ipv4Addr::from(address)));
+            }
+        }
+        bail!("every range in 10.64.0.0/10 and above is routed on this machine; remove a route below 10.0.0.0/8")
+    }
+}
+
+impl Default for Layout {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Held while a lab's process lives; the kernel gives it back when the process ends, however it ends.
+#[derive(Debug)]
+pub struct Lock(#[expect(dead_code, reason = "held, not read")] File);
+
+#[derive(Debug, PartialEq, Eq)]
+struct Route {
+    destination: u32,
+    mask: u32,
+}
+
+impl Route {
+    /// Whether the /24 at `address` and this route share an address. The default route covers nothing.
+    fn overlaps(&self, address: u32) -> bool {
+        let mask = self.mask & 0xffff_ff00;
+        self.mask != 0 && self.destination & mask == address & mask
+    }
+}
+
+/// Parses /proc/net/route: `eth0 0000FEA9 00000000 0001 0 0 0 0000FFFF ...`, addresses in the byte order of the machine's
+/// memory.
+fn routes(text: &str) -> Result<Vec<Route>> {
+    text.lines()
+        .skip(1)
+        .map(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            ensure!(fields.len() >= 8, "unexpected line in /proc/net/route: {line:?}");
+            let address = |field: &str| {
+                u32::from_str_radix(field, 16)
+                    .map(u32::from_be)
+                    .with_context(|| format!("unexpected address in /proc/net/route: {field:?}"))
+            };
+            Ok(Route { destination: address(fields[1])?, mask: address(fields[7])? })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_fit_their_limits() {
+        let layout = Layout::new();
+        assert!(layout.bridge().len() <= 15);
+        // A device plugin's socket name with a resource name and a random part.
+        let socket = layout.join("kubelet/device-plugins").join("k".repeat(50));
+        assert!(socket.as_os_str().len() <= 107, "{}", socket.display());
+    }
+
+    #[test]
+    fn a_range_that_is_routed_is_not_taken() {
+        // 169.254.0.0/16 and the default route.
+        let routes = routes(concat!(
+            "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n",
+            "eth0\t0000FEA9\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0\n",
+            "eth0\t00000000\t0100000A\t0003\t0\t0\t0\t00000000\t0\t0\t0\n",
+        ))
+        .unwrap();
+        assert_eq!(routes[0], Route { destination: 0xa9fe_0000, mask: 0xffff_0000 });
+        assert!(routes[0].overlaps(0xa9fe_1200));
+        assert!(!routes[0].overlaps(0x0a40_0000));
+        assert!(!routes[1].overlaps(0x0a40_0000));
+        // A route to a part of the /24.
+        assert!(Route { destination: 0x0a40_0080, mask: 0xffff_ff80 }.overlaps(0x0a40_0000));
+    }
+}

@@ -1,0 +1,172 @@
+//! Removing all that a lab has in the kernel, also when its process is long gone.
+
+use std::{
+    fs,
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use keelson_host::HostRoot;
+use nix::{
+    mount::{MntFlags, umount2},
+    sys::signal::{Signal, kill},
+};
+
+use crate::{
+    cgroup::Cgroups,
+    keelson::sockets_below,
+    layout::Layout,
+    process::{as_pid, processes_of},
+};
+
+/// Removes everything of the lab: processes, network, mounts, loop devices, cgroups and its directory.
+///
+/// Idempotent. It trusts no record but the lab's name, so that it works after any crash. Every step is tried; the lab's
+/// directory goes last and only if all else went, so that a second call finds what is left.
+///
+/// # Errors
+///
+/// All that could not be removed.
+pub(crate) fn sweep(layout: &Layout) -> Result<()> {
+    let mut failures = Vec::new();
+    let mut attempt = |what: &str, result: Result<()>| {
+        if let Err(error) = result {
+            failures.push(format!("{what}: {error:#}"));
+        }
+    };
+    attempt("processes", kill_processes(layout));
+    attempt("network", remove_network(layout));
+    attempt("mounts", unmount(layout.root()));
+    attempt("loop devices", detach_loops(layout.root()));
+    attempt("cgroups", Cgroups::find().and_then(|cgroups| cgroups.remove(&layout.cgroup())));
+    if !failures.is_empty() {
+        bail!("failed to remove all of {}: {}", layout.mark(), failures.join("; "));
+    }
+    match fs::remove_dir_all(layout.root()) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("failed to remove {}", layout.root().display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn kill_processes(layout: &Layout) -> Result<()> {
+    let limit = Duration::from_secs(30);
+    let start = Instant::now();
+    loop {
+        // Again and again: a supervisor may have started a child meanwhile.
+        let processes = processes_of(layout.root(), &layout.mark())?;
+        if processes.is_empty() {
+            return Ok(());
+        }
+        if start.elapsed() > limit {
+            bail!("these survive SIGKILL: {processes:?}");
+        }
+        for (pid, _) in processes {
+            // It may have ended since.
+            let _ = kill(as_pid(pid)?, Signal::SIGKILL);
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Unmounts everything at and below `directory`, the newest mount first.
+fn unmount(directory: &Path) -> Result<()> {
+    // A mount point may carry several mounts, and unmounting one may reveal another.
+    loop {
+        let mounts = keelson_host::mounts(&HostRoot::system())?;
+        let Some(mount) = mounts.iter().rev().find(|mount| mount.point.starts_with(directory)) else { return Ok(()) };
+        umount2(&mount.point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)
+            .with_context(|| format!("failed to unmount {}", mount.point.display()))?;
+    }
+}
+
+/// The loop devices whose files lie below `directory`.
+pub(crate) fn loops_below(directory: &Path) -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/sys/block").context("failed to list /sys/block")? {
+        let entry = entry?;
+        // Sample: "/var/lib/pool/volume.img (deleted)"; there is no such file for a free loop device.
+        if let Ok(file) = fs::read_to_string(entry.path().join("loop/backing_file"))
+            && Path::new(file.trim_end()).starts_with(directory)
+        {
+            found.push(entry.file_name().to_string_lossy().into_owned());
+        }
+    }
+    Ok(found)
+}
+
+fn detach_loops(directory: &Path) -> Result<()> {
+    for name in loops_below(directory)? {
+        let output = Command::new("losetup").args(["--detach", &format!("/dev/{name}")]).output();
+        let output = output.context("failed to run losetup; install Debian's package mount")?;
+        if !output.status.success() {
+            bail!("failed to detach /dev/{name}: {}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+    }
+    Ok(())
+}
+
+/// Removes the bridge and what the network plugin keeps in nftables. The Pods' links went with their namespaces.
+pub(crate) fn remove_network(layout: &Layout) -> Result<()> {
+    let _ = layout;
+    Ok(())
+}
+
+/// Undoes [`crate::containerd::share_mounts`].
+///
+/// # Errors
+///
+/// When something is still mounted or open below it.
+pub(crate) fn unshare_mounts(layout: &Layout) -> Result<()> {
+    umount2(layout.root(), MntFlags::UMOUNT_NOFOLLOW)
+        .with_context(|| format!("failed to unmount {}; something in it is still in use", layout.root().display()))
+}
+
+/// What the kernel still has of a lab that should be gone.
+///
+/// # Errors
+///
+/// When the kernel can't be asked: not to know is not the same as nothing.
+pub(crate) fn leftovers(layout: &Layout, range: &str) -> Result<Vec<String>> {
+    let root = layout.root();
+    let mut found: Vec<String> = Vec::new();
+    found.extend(processes_of(root, &layout.mark())?.into_iter().map(|(pid, name)| format!("process {pid} ({name})")));
+    found.extend(
+        keelson_host::mounts(&HostRoot::system())?
+            .into_iter()
+            .filter(|mount| mount.point.starts_with(root))
+            .map(|mount| format!("mount {} ({})", mount.point.display(), mount.kind)),
+    );
+    found.extend(loops_below(root)?.into_iter().map(|name| format!("loop device {name}")));
+    found.extend(sockets_below(root)?.into_iter().map(|path| format!("socket {}", path.display())));
+    let cgroups = Cgroups::find()?.directories(&layout.cgroup());
+    found.extend(cgroups.into_iter().map(|path| format!("cgroup {}", path.display())));
+    found.extend(links_of(layout)?.into_iter().map(|name| format!("link {name}")));
+    let output = Command::new("nft").args(["list", "ruleset"]).output().context("failed to run nft")?;
+    let rules = String::from_utf8_lossy(&output.stdout);
+    found.extend(
+        rules
+            .lines()
+            .filter(|line| line.contains(range) || line.contains(&layout.bridge()) || line.contains(&layout.mark()))
+            .map(|line| format!("nftables: {}", line.trim())),
+    );
+    Ok(found)
+}
+
+/// The lab's bridge and the links attached to it.
+pub(crate) fn links_of(layout: &Layout) -> Result<Vec<String>> {
+    let bridge = layout.bridge();
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/sys/class/net").context("failed to list /sys/class/net")? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let master = fs::read_link(entry.path().join("master")).unwrap_or_default();
+        if name == bridge || master.file_name().is_some_and(|master| master == bridge.as_str()) {
+            found.push(name);
+        }
+    }
+    Ok(found)
+}
