@@ -1,0 +1,170 @@
+//! From NRI's messages to what the policy knows, and back.
+
+use std::collections::BTreeSet;
+
+use keelson_host::{CpuSet, DeviceKind};
+use keelson_proto::nri::v1alpha1::{
+    Container, ContainerUpdate, LinuxContainerUpdate, LinuxCpu, LinuxResources, PodSandbox,
+};
+
+use super::Events;
+use crate::{
+    DeviceLocality, Mode,
+    error::Failure,
+    policy::{self, Assignment, Kind, Placement, Pod, Qos, Update, Wishes, whole_cpus},
+    store::is_container_id,
+};
+
+/// The most device nodes that a container is taken to have been *given*. A privileged one has all of the host's, which
+/// says nothing about where it should run.
+const MOST_DEVICES: usize = 64;
+
+/// What the policy wants to know of a container, without its devices.
+///
+/// # Errors
+///
+/// [`Failure::Invalid`] for an id that can't be one, or a cpuset that isn't a list.
+pub(super) fn container(pod: &PodSandbox, container: &Container) -> Result<policy::Container, Failure> {
+    if !is_container_id(&container.id) {
+        return Err(Failure::Invalid {
+            field: "container.id",
+            value: container.id.chars().take(200).collect(),
+            wrong: "is not a container's id: 1 to 128 letters, digits, '_', '.' and '-'".to_owned(),
+        });
+    }
+    let linux = container.linux.as_ref();
+    let cgroup = pod.linux.as_ref().map(|linux| linux.cgroup_parent.as_str()).filter(|path| !path.is_empty());
+    let cgroup = cgroup.or(linux.map(|linux| linux.cgroups_path.as_str())).unwrap_or_default();
+    let oom_score_adj = linux.and_then(|linux| linux.oom_score_adj.as_ref()).map(|score| score.value);
+    let resources = linux.and_then(|linux| linux.resources.as_ref());
+    let cpu = resources.and_then(|resources| resources.cpu.as_ref());
+    let memory = resources.and_then(|resources| resources.memory.as_ref());
+    let annotations = pod.annotations.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+    Ok(policy::Container {
+        id: container.id.clone(),
+        pod: Pod {
+            sandbox: if pod.id.is_empty() { container.pod_sandbox_id.clone() } else { pod.id.clone() },
+            namespace: pod.namespace.clone(),
+            name: pod.name.clone(),
+            uid: pod.uid.clone(),
+        },
+        name: container.name.clone(),
+        qos: Qos::derive(cgroup, oom_score_adj),
+        whole_cpus: whole_cpus(
+            cpu.and_then(|cpu| cpu.quota.as_ref()).map(|quota| quota.value),
+            cpu.and_then(|cpu| cpu.period.as_ref()).map(|period| period.value),
+            cpu.and_then(|cpu| cpu.shares.as_ref()).map(|shares| shares.value),
+        ),
+        memory_limit_bytes: memory
+            .and_then(|memory| memory.limit.as_ref())
+            .and_then(|limit| u64::try_from(limit.value).ok())
+            .filter(|limit| *limit > 0),
+        device_nodes: BTreeSet::new(),
+        wishes: Wishes::parse(annotations, &container.name),
+        cpus: list("container.linux.resources.cpu.cpus", cpu.map(|cpu| cpu.cpus.as_str()))?,
+        mems: list("container.linux.resources.cpu.mems", cpu.map(|cpu| cpu.mems.as_str()))?,
+    })
+}
+
+fn list(field: &'static str, text: Option<&str>) -> Result<CpuSet, Failure> {
+    let text = text.unwrap_or_default();
+    text.parse().map_err(|error| Failure::Invalid {
+        field,
+        value: text.chars().take(200).collect(),
+        wrong: format!("is not a list such as 0-3,8: {error}"),
+    })
+}
+
+/// The NUMA nodes of the devices that a container was given.
+pub(super) fn device_nodes(container: &Container, locality: &dyn DeviceLocality) -> BTreeSet<u32> {
+    let devices = container.linux.as_ref().map(|linux| linux.devices.as_slice()).unwrap_or_default();
+    if devices.len() > MOST_DEVICES {
+        tracing::debug!(container = container.id, devices = devices.len(), "took a container for a privileged one");
+        return BTreeSet::new();
+    }
+    let nodes = devices.iter().filter_map(|device| {
+        // OCI's types: "u" is an unbuffered character device, "p" a FIFO.
+        let kind = match device.r#type.as_str() {
+            "c" | "u" => DeviceKind::Char,
+            "b" => DeviceKind::Block,
+            _ => return None,
+        };
+        locality.numa_node(kind, u32::try_from(device.major).ok()?, u32::try_from(device.minor).ok()?)
+    });
+    nodes.collect()
+}
+
+/// Makes `container` what an update will make of it. A field that the update leaves out keeps its value.
+pub(super) fn apply(container: &mut Container, update: LinuxResources) {
+    let resources = container.linux.get_or_insert_default().resources.get_or_insert_default();
+    if let Some(change) = update.cpu {
+        let cpu = resources.cpu.get_or_insert_default();
+        cpu.shares = change.shares.or(cpu.shares);
+        cpu.quota = change.quota.or(cpu.quota);
+        cpu.period = change.period.or(cpu.period);
+        if !change.cpus.is_empty() {
+            cpu.cpus = change.cpus;
+        }
+        if !change.mems.is_empty() {
+            cpu.mems = change.mems;
+        }
+    }
+    if let Some(change) = update.memory {
+        let memory = resources.memory.get_or_insert_default();
+        memory.limit = change.limit.or(memory.limit);
+    }
+}
+
+/// The resources that carry an assignment; `None` if it assigns nothing.
+pub(super) fn resources(assignment: &Assignment) -> Option<LinuxResources> {
+    if assignment.cpus.is_empty() && assignment.mems.is_empty() {
+        return None;
+    }
+    let cpu = LinuxCpu { cpus: assignment.cpus.to_string(), mems: assignment.mems.to_string(), ..LinuxCpu::default() };
+    Some(LinuxResources { cpu: Some(cpu), ..LinuxResources::default() })
+}
+
+impl Events {
+    /// The updates as they go on the wire; none when only observing.
+    pub(super) fn updates(&self, updates: Vec<Update>) -> Vec<ContainerUpdate> {
+        for Update { container, assignment } in &updates {
+            tracing::info!(mode = ?self.mode, container, cpus = %assignment.cpus, "moves to the shared CPUs");
+        }
+        if self.mode == Mode::Observe {
+            return Vec::new();
+        }
+        let updates: Vec<ContainerUpdate> = updates
+            .into_iter()
+            .map(|update| ContainerUpdate {
+                container_id: update.container,
+                linux: Some(LinuxContainerUpdate { resources: resources(&update.assignment) }),
+                // The container may have ended meanwhile, which must not fail the one that is being created.
+                ignore_failure: true,
+            })
+            .collect();
+        self.metrics.updates.inc_by(updates.len() as u64);
+        updates
+    }
+}
+
+/// Says where a container was placed and why.
+pub(super) fn log(mode: Mode, what: &'static str, container: &policy::Container, placement: &Placement) {
+    let (kind, cpus, mems) = match &placement.kind {
+        Kind::Exclusive { cpus, mems } => ("exclusive", cpus.to_string(), mems.to_string()),
+        Kind::Shared { .. } => ("shared", String::new(), String::new()),
+        Kind::Untouched => ("untouched", container.cpus.to_string(), container.mems.to_string()),
+    };
+    let pod = format!("{}/{}", container.pod.namespace, container.pod.name);
+    let reason = placement.reasons.join("; ");
+    tracing::info!(
+        ?mode,
+        pod,
+        container = container.name,
+        id = container.id,
+        placement = kind,
+        cpus,
+        mems,
+        reason,
+        "{what}"
+    );
+}
