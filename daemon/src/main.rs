@@ -1,1 +1,10 @@
-fn main() {}
+//! The `keelson` executable: arguments in, exit code out.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use keelson::command::Arguments;
+
+fn main() -> ExitCode {
+    keelson::command::run(Arguments::parse())
+}

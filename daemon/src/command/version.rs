@@ -1,0 +1,8 @@
+//! `keelson version`.
+
+use super::output::print;
+use crate::error::Failure;
+
+pub(super) fn run() -> Result<(), Failure> {
+    print(concat!("keelson ", env!("CARGO_PKG_VERSION"), "\n"))
+}

@@ -1,0 +1,124 @@
+//! What ends a command, and the one place that chooses the exit code.
+
+use std::{io, path::PathBuf, process::ExitCode, time::Duration};
+
+use keelson_host::{Problems, Unread};
+
+use crate::{config::ConfigError, observability::ObservabilityError, plugins::PluginKind};
+
+/// Exit code of a config that can't be used, `EX_CONFIG` of sysexits(3).
+///
+/// The supervisor doesn't restart a plugin process that ended with it: starting it again would say the same.
+pub const EXIT_CONFIG: u8 = 78;
+
+/// What ends a command with a failure.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The config file can't be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A plugin's section can't be used.
+    #[error("{}: {problems}", path.display())]
+    Section {
+        /// The config file.
+        path: PathBuf,
+        /// Everything wrong with it.
+        problems: Problems,
+    },
+    /// Health and metrics can't be served.
+    #[error(transparent)]
+    Observability(#[from] ObservabilityError),
+    /// A plugin could not start or stopped working.
+    #[error("{plugin}: {source}")]
+    Plugin {
+        /// Which plugin.
+        plugin: PluginKind,
+        /// What it says.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A plugin was told to stop and did not.
+    #[error("{plugin}: still busy {grace:?} after it was told to stop")]
+    Grace {
+        /// Which plugin.
+        plugin: PluginKind,
+        /// How long it was waited for.
+        grace: Duration,
+    },
+    /// Plugin processes had to be killed at the end.
+    #[error("killed what did not stop in time: {}", names(plugins))]
+    Killed {
+        /// Which plugins.
+        plugins: Vec<PluginKind>,
+    },
+    /// Some of what Keelson left on the node could not be removed.
+    #[error("failed to clean up: {}", failures.join("; "))]
+    Uninstall {
+        /// What failed; the rest was done.
+        failures: Vec<String>,
+    },
+    /// Parts of the host could not be read.
+    #[error("failed to read parts of the host: {}", unread.iter().map(|part| part.error.as_str()).collect::<Vec<_>>().join("; "))]
+    Inspect {
+        /// Which parts, and why; the rest was shown.
+        unread: Vec<Unread>,
+    },
+    /// The operating system refused something.
+    #[error("failed to {action}")]
+    System {
+        /// What was being done.
+        action: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+impl Failure {
+    /// The process's exit code: 78 for a config that can't be used, else 1. (2 is clap's, for wrong arguments.)
+    #[must_use]
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Config(_) | Self::Section { .. } => ExitCode::from(EXIT_CONFIG),
+            Self::Observability(_)
+            | Self::Plugin { .. }
+            | Self::Grace { .. }
+            | Self::Killed { .. }
+            | Self::Uninstall { .. }
+            | Self::Inspect { .. }
+            | Self::System { .. } => ExitCode::FAILURE,
+        }
+    }
+}
+
+/// An error and everything that caused it, on one line.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        // A transparent error repeats its source's text.
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+fn names(plugins: &[PluginKind]) -> String {
+    plugins.iter().map(|plugin| plugin.name()).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chain_names_each_cause_once() {
+        let failure = Failure::System { action: "start", source: io::Error::other("no memory") };
+        assert_eq!(chain(&failure), "failed to start: no memory");
+        let transparent = Failure::from(ConfigError::Read { path: "/x".into(), source: io::Error::other("gone") });
+        assert_eq!(chain(&transparent), "failed to read /x: gone");
+    }
+}
