@@ -1,1 +1,11 @@
-//! Placeholder until its first part lands.
+//! Keelson's device plugin: finds device nodes and offers them to the kubelet as countable resources.
+//!
+//! [`DevicesSection`] is what the user may say, [`Plugin`] runs, [`uninstall`] takes away what it left on the node.
+
+mod config;
+mod error;
+mod plugin;
+
+pub use config::{DevicesSection, DevicesSettings, PciSection, ResourceSection, SelectorSection, SimulatedSection};
+pub use error::{Error, UninstallError};
+pub use plugin::{Plugin, uninstall};
