@@ -2,7 +2,7 @@
 //!
 //! [`Container`] is what is known of a container, [`Machine`] what there is to give, [`Pinning`] who has what.
 //!
-//! Invariants, property-tested in `pinning::tests`:
+//! Invariants, property-tested in `tests`:
 //! - no two exclusive placements share a CPU, and none holds a reserved CPU;
 //! - the shared set is never empty;
 //! - no answer names an offline CPU, a node without memory or an empty set;
@@ -17,3 +17,8 @@ pub(crate) use annotations::Wishes;
 pub(crate) use container::{Container, Pod, Qos, whole_cpus};
 pub(crate) use machine::Machine;
 pub(crate) use pinning::{Assignment, Kind, Pinning, Placement, Recorded, Update};
+
+#[cfg(test)]
+use pinning::Outcome;
+#[cfg(test)]
+mod tests;
