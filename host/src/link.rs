@@ -96,9 +96,10 @@ pub fn links(root: &HostRoot) -> Result<Vec<Link>, InspectError> {
 /// master -> `../br0`, in uevent `DEVTYPE=bridge`, device/driver -> `../../../../bus/virtio/drivers/virtio_net`.
 fn link(tree: &Tree, directory: &str, name: String) -> Result<Option<Link>, InspectError> {
     let attribute = |name: &str| format!("{directory}/{name}");
-    let Some(index) = tree.value(attribute("ifindex"), "a link's number", decimal)? else { return Ok(None) };
-    Ok(Some(Link {
-        index,
+    let index = || tree.value(attribute("ifindex"), "a link's number", decimal);
+    let Some(first_index) = index()? else { return Ok(None) };
+    let link = Link {
+        index: first_index,
         mtu: tree.value(attribute("mtu"), "a size in bytes", decimal)?.unwrap_or(0),
         mac: tree.value(attribute("address"), "bytes such as 02:fc:00:00:00:01", mac)?.flatten(),
         state: tree
@@ -108,7 +109,9 @@ fn link(tree: &Tree, directory: &str, name: String) -> Result<Option<Link>, Insp
         kind: uevent_value(tree, directory, "DEVTYPE")?,
         driver: tree.link_name(attribute("device/driver"))?,
         name,
-    }))
+    };
+    // Another link may have got the name meanwhile; what was read is then half of one and half of the other.
+    Ok(if index()? == Some(first_index) { Some(link) } else { None })
 }
 
 /// Two hexadecimal digits a byte, of which Ethernet has 6 and InfiniBand 20; empty for a link without addresses.

@@ -204,16 +204,26 @@ pub(crate) fn decimal<T: std::str::FromStr>(text: &str) -> Option<T> {
     if text.bytes().all(|byte| byte.is_ascii_digit()) { text.parse().ok() } else { None }
 }
 
-/// `read`'s result for what `directory` describes, `None` if that vanished in between: links, disks and PCI functions
-/// go away while the directory they were listed in is being read, and the attributes of what is going give odd errors.
+/// `read`'s result for what `directory` describes, `None` if that has vanished or is about to: links, disks and PCI
+/// functions go away while they are being read.
+///
+/// Of a read that succeeded, the later attributes may have been missing for that very reason, so it counts only if the
+/// directory is still there.
 pub(crate) fn unless_gone<T>(
     tree: &Tree,
     directory: &str,
     read: Result<T, InspectError>,
 ) -> Result<Option<T>, InspectError> {
     match read {
-        Ok(value) => Ok(Some(value)),
-        Err(_) if !tree.exists(directory) => Ok(None),
-        Err(error) => Err(error),
+        Err(error) if !is_about_to_go(&error) && tree.exists(directory) => Err(error),
+        Ok(value) if tree.exists(directory) => Ok(Some(value)),
+        _ => Ok(None),
     }
+}
+
+/// What reading an attribute gives between the start of its device's removal and its own: `ENODEV` in general
+/// (fs/kernfs/file.c, `kernfs_get_active`), `EINVAL` for links (net/core/net-sysfs.c, `dev_isalive`).
+fn is_about_to_go(error: &InspectError) -> bool {
+    let InspectError::Read { source, .. } = error else { return false };
+    source.raw_os_error().is_some_and(|code| [Errno::NODEV, Errno::INVAL].contains(&Errno::from_raw_os_error(code)))
 }
