@@ -8,7 +8,11 @@ use std::{
 use keelson_host::{Durability, write_atomic};
 use serde_json::{Value, json};
 
-use crate::config::NetworkSettings;
+use crate::{
+    config::NetworkSettings,
+    kernel::{KernelError, RouteSocket, bridge, masquerade},
+    store::{Store, StoreError},
+};
 
 /// What [`install`] found or made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,6 +112,75 @@ fn conflist_text(settings: &NetworkSettings) -> Vec<u8> {
         }],
     });
     format!("{list:#}\n").into_bytes()
+}
+
+/// What [`uninstall`] left, if anything.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Uninstalled {
+    /// Pods that are still attached. While there are any, rules, bridge and records stay: they are in use.
+    pub attachments_left: usize,
+    /// Whether the bridge is gone. It stays if it has ports, or if it isn't the network's own.
+    pub bridge_removed: bool,
+}
+
+/// Why [`uninstall`] failed; calling it again goes on from there.
+#[derive(Debug, thiserror::Error)]
+pub enum UninstallError {
+    /// The network config could not be removed.
+    #[error("failed to remove {}", path.display())]
+    RemoveConfig {
+        /// The network config.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The store could not be read or removed.
+    #[error("failed to remove the network's records: {0}")]
+    Records(String),
+    /// The kernel refused to remove the masquerading rules or the bridge.
+    #[error("failed to remove the network: {0}")]
+    Kernel(String),
+}
+
+impl From<StoreError> for UninstallError {
+    fn from(error: StoreError) -> Self {
+        Self::Records(error.to_string())
+    }
+}
+
+impl From<KernelError> for UninstallError {
+    fn from(error: KernelError) -> Self {
+        Self::Kernel(error.to_string())
+    }
+}
+
+/// Takes the network off the node: its config, and, once no Pod is attached, its records, the subnets in the nftables
+/// table (with the last one the table), and the bridge that it made.
+///
+/// The executable stays, as other networks may use it. Must be called in the host's network namespace. Two networks on
+/// a node with the same subnet share its masquerading, and lose it together.
+///
+/// # Errors
+///
+/// [`UninstallError`] of the step that failed. Something that is gone already is no error, and neither are Pods that
+/// are still attached: [`Uninstalled`] tells of them.
+pub fn uninstall(settings: &NetworkSettings) -> Result<Uninstalled, UninstallError> {
+    let path = settings.conflist_path();
+    match fs::remove_file(&path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            return Err(UninstallError::RemoveConfig { path, source });
+        }
+        _ => {}
+    }
+    let store = Store::new(&settings.visible_data_dir, &settings.name)?;
+    if !store.remove_if_empty()? {
+        let (records, unreadable) = store.all()?;
+        return Ok(Uninstalled { attachments_left: records.len() + unreadable.len(), bridge_removed: false });
+    }
+    let subnets: Vec<_> = settings.ranges.iter().map(|range| range.subnet).collect();
+    masquerade::remove(&subnets)?;
+    let bridge_removed = bridge::remove_if_unused(&mut RouteSocket::open()?, &settings.bridge, &settings.name)?;
+    Ok(Uninstalled { attachments_left: 0, bridge_removed })
 }
 
 #[cfg(test)]

@@ -4,7 +4,13 @@
 //! node's config, and [`install`], which puts the executable and a network config where a container runtime finds them.
 
 mod config;
+mod error;
 mod install;
+mod kernel;
+mod policy;
+mod service;
+mod store;
 
 pub use config::{NetworkSection, NetworkSettings};
-pub use install::{InstallError, Installed, install};
+pub use install::{InstallError, Installed, UninstallError, Uninstalled, install, uninstall};
+pub use service::run;

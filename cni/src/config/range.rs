@@ -32,17 +32,15 @@ pub(crate) struct RangeSet(pub(crate) Vec<Range>);
 
 impl Range {
     /// Checks `text`, found at `path`, and fills in what it leaves out: the gateway is the subnet's first address, the
-    /// range the whole subnet.
-    pub(crate) fn new(path: &str, text: &RangeText) -> Result<Self, Problem> {
+    /// range the whole subnet. `subnet_path` names the subnet itself.
+    pub(crate) fn new(path: &str, subnet_path: &str, text: &RangeText) -> Result<Self, Problem> {
         let problem = |key: &str, value: &str, wrong: String, remedy: &str| {
-            let path = if key.is_empty() { path.to_owned() } else { format!("{path}.{key}") };
+            let path = if key == "subnet" { subnet_path.to_owned() } else { format!("{path}.{key}") };
             Problem::new(path, value, wrong, remedy)
         };
-        // The shorthand of NodeConfig writes the subnet where host-local writes an object.
-        let subnet_key = if path.starts_with("network.") { "" } else { "subnet" };
         let Ok(subnet) = text.subnet.parse::<IpNet>() else {
             return Err(problem(
-                subnet_key,
+                "subnet",
                 &text.subnet,
                 "is not a subnet".to_owned(),
                 "write it as 10.88.0.0/16 or fd00:88::/64",
@@ -50,16 +48,16 @@ impl Range {
         };
         if subnet.addr() != subnet.network() {
             let remedy = format!("write {}", subnet.trunc());
-            return Err(problem(subnet_key, &text.subnet, "has host bits set".to_owned(), &remedy));
+            return Err(problem("subnet", &text.subnet, "has host bits set".to_owned(), &remedy));
         }
         if subnet.max_prefix_len() - subnet.prefix_len() < 2 {
             let wrong = "is too small for a gateway and a Pod".to_owned();
-            return Err(problem(subnet_key, &text.subnet, wrong, "take a prefix of at most /30 (IPv4) or /126 (IPv6)"));
+            return Err(problem("subnet", &text.subnet, wrong, "take a prefix of at most /30 (IPv4) or /126 (IPv6)"));
         }
         let network = subnet.network();
         if network.is_unspecified() || network.is_loopback() || network.is_multicast() {
             let wrong = "is not a range of unicast addresses".to_owned();
-            return Err(problem(subnet_key, &text.subnet, wrong, "take a private range such as 10.88.0.0/16"));
+            return Err(problem("subnet", &text.subnet, wrong, "take a private range such as 10.88.0.0/16"));
         }
         let lowest = to_bits(network) + 1;
         let highest = match subnet {
@@ -203,7 +201,7 @@ mod tests {
         let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
         let text =
             RangeText { subnet: subnet.to_owned(), first: some(first), last: some(last), gateway: some(gateway) };
-        Range::new("ipam.ranges[0][0]", &text)
+        Range::new("ipam.ranges[0][0]", "ipam.ranges[0][0].subnet", &text)
     }
 
     #[track_caller]

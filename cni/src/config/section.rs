@@ -87,7 +87,8 @@ impl NetworkSection {
         let mut ranges = Vec::new();
         for (index, subnet) in self.ranges.iter().enumerate() {
             let text = RangeText { subnet: subnet.clone(), ..RangeText::default() };
-            match Range::new(&format!("network.ranges[{index}]"), &text) {
+            let path = format!("network.ranges[{index}]");
+            match Range::new(&path, &path, &text) {
                 Ok(range) => ranges.push(range),
                 Err(problem) => problems.push(problem),
             }

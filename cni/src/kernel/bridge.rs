@@ -1,0 +1,152 @@
+//! The bridge that attachments are ports of.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+};
+use nix::errno::Errno;
+
+use super::{
+    KernelError, RouteSocket, address,
+    link::{self, Link},
+    sysctl, veth,
+};
+use crate::config::mac::Mac;
+
+/// Why the bridge is not as the network needs it.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BridgeError {
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    #[error("the link {name} exists and is not a bridge; name another one in the config's key \"bridge\"")]
+    NotABridge { name: String },
+    #[error(
+        "{name:?} already has an IP address different from {wanted}: {found}; remove it (ip address del {found} dev {name}) \
+         or set forceAddress"
+    )]
+    OtherAddress { name: String, wanted: IpNet, found: IpNet },
+}
+
+/// The alias of a bridge that a network made: it tells whose it is.
+pub(crate) fn alias(network: &str) -> String {
+    format!("keelson:{network}")
+}
+
+/// Finds the bridge, or makes it, and sees that it is up.
+///
+/// A new bridge gets its Ethernet address at once: one that the kernel picks from the ports would change with them,
+/// and break every Pod's neighbour entry each time. The caller holds the network's lock.
+pub(crate) fn ensure(
+    socket: &mut RouteSocket,
+    name: &str,
+    network: &str,
+    mac: Mac,
+    mtu: Option<u32>,
+) -> Result<Link, BridgeError> {
+    match find(socket, name)? {
+        Some(found) if found.up => return Ok(found),
+        // Somebody else's bridge that is down is only brought up; one with our Ethernet address was left half made.
+        Some(found) if found.mac != mac.0 => {
+            socket.request(format!("bring up the bridge {name}"), veth::up(found.index), 0)?;
+            return Ok(found);
+        }
+        Some(_) => {}
+        None => create(socket, name, mac, mtu)?,
+    }
+    // A Pod must not be able to configure the host by router advertisements.
+    sysctl::ensure_if_present(&format!("ipv6/conf/{name}/accept_ra"), "0")?;
+    // Neither alias nor up is taken by the creating message; up comes last, so that a bridge that is up is whole.
+    let mut message = LinkMessage::default();
+    message.header.flags = LinkFlags::Up;
+    message.header.change_mask = LinkFlags::Up;
+    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    message.attributes.push(LinkAttribute::IfAlias(alias(network)));
+    socket.request(format!("bring up the bridge {name}"), RouteNetlinkMessage::SetLink(message), 0)?;
+    find(socket, name)?.ok_or_else(|| KernelError::new(format!("find the bridge {name}"), Errno::ENODEV).into())
+}
+
+fn create(socket: &mut RouteSocket, name: &str, mac: Mac, mtu: Option<u32>) -> Result<(), KernelError> {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    message.attributes.push(LinkAttribute::Address(mac.0.to_vec()));
+    message.attributes.extend(mtu.map(LinkAttribute::Mtu));
+    message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]));
+    let create = RouteNetlinkMessage::NewLink(message);
+    match socket.request(format!("create the bridge {name}"), create, NLM_F_CREATE | NLM_F_EXCL) {
+        Ok(_) => Ok(()),
+        // Another network's ADD made it since we looked.
+        Err(error) if error.errno() == Some(Errno::EEXIST) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// The bridge called `name`, if there is one.
+pub(crate) fn find(socket: &mut RouteSocket, name: &str) -> Result<Option<Link>, BridgeError> {
+    match link::find(socket, name)? {
+        Some(found) if found.kind != Some(InfoKind::Bridge) => Err(BridgeError::NotABridge { name: name.to_owned() }),
+        found => Ok(found),
+    }
+}
+
+/// Gives the bridge the gateways' addresses.
+///
+/// As in the reference bridge, an IPv4 address of another network there is an error unless `force`, and so is an IPv6
+/// one whose subnet overlaps; further disjoint IPv6 addresses and gateways of our own (`gateways` holds all) are fine.
+pub(crate) fn ensure_addresses(
+    socket: &mut RouteSocket,
+    bridge: &Link,
+    gateways: &[IpNet],
+    force: bool,
+) -> Result<(), BridgeError> {
+    let found = address::of_link(socket, bridge.index)?;
+    for wanted in gateways.iter().filter(|wanted| !found.contains(wanted)) {
+        for other in found.iter().filter(|other| !gateways.contains(other) && conflicts(**other, *wanted)) {
+            if !force {
+                return Err(BridgeError::OtherAddress { name: bridge.name.clone(), wanted: *wanted, found: *other });
+            }
+            let doing = format!("remove the address {other} from {}", bridge.name);
+            match socket.request(doing, address::remove(bridge.index, *other), 0) {
+                Ok(_) => {}
+                Err(error) if error.errno() == Some(Errno::EADDRNOTAVAIL) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let doing = format!("add the address {wanted} to {}", bridge.name);
+        match socket.request(doing, address::add(bridge.index, *wanted), NLM_F_CREATE | NLM_F_EXCL) {
+            Ok(_) => {}
+            Err(error) if error.errno() == Some(Errno::EEXIST) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+fn conflicts(found: IpNet, wanted: IpNet) -> bool {
+    match (found, wanted) {
+        (IpNet::V4(_), IpNet::V4(_)) => true,
+        (IpNet::V6(found), IpNet::V6(wanted)) => found.contains(&wanted.network()) || wanted.contains(&found.network()),
+        _ => false,
+    }
+}
+
+/// Removes the bridge if a network of this name made it and nothing is attached to it; tells whether it is gone.
+pub(crate) fn remove_if_unused(socket: &mut RouteSocket, name: &str, network: &str) -> Result<bool, KernelError> {
+    let Some(found) = link::find(socket, name)? else { return Ok(true) };
+    if found.kind != Some(InfoKind::Bridge) || found.alias != alias(network) {
+        return Ok(false);
+    }
+    if link::all(socket)?.iter().any(|port| port.master == Some(found.index)) {
+        return Ok(false);
+    }
+    link::delete(socket, name)?;
+    Ok(true)
+}
+
+/// Whether `address` is one of the link's own.
+pub(crate) fn has_address(found: &[IpNet], address: IpAddr) -> bool {
+    found.iter().any(|own| own.addr() == address)
+}

@@ -1,0 +1,14 @@
+//! The side with effects: links, addresses, routes, rules and kernel switches, over netlink and procfs.
+
+pub(crate) mod address;
+pub(crate) mod bridge;
+pub(crate) mod link;
+pub(crate) mod masquerade;
+mod netlink;
+pub(crate) mod netns;
+mod nftables;
+pub(crate) mod route;
+pub(crate) mod sysctl;
+pub(crate) mod veth;
+
+pub(crate) use netlink::{KernelError, RouteSocket, Step};

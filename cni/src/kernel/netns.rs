@@ -1,0 +1,95 @@
+//! Network namespaces.
+
+use std::{
+    fs::File,
+    io,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use nix::{
+    errno::Errno,
+    sched::{CloneFlags, setns},
+    sys::statfs::{FsType, fstatfs},
+};
+
+use super::{KernelError, RouteSocket};
+
+/// nsfs (linux/magic.h, `NSFS_MAGIC`).
+const NSFS: FsType = FsType(0x6e73_6673);
+
+/// The namespace that this thread is in. Not /proc/1/ns/net: that needs CAP_SYS_PTRACE over process 1.
+const OWN: &str = "/proc/thread-self/ns/net";
+
+/// A container's network namespace.
+#[derive(Debug)]
+pub(crate) struct Namespace {
+    file: File,
+    path: PathBuf,
+}
+
+/// Why a path can't be used as a container's namespace.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NamespaceError {
+    #[error("failed to open the network namespace {}: {source}", path.display())]
+    Open { path: PathBuf, source: io::Error },
+    #[error("{} is not a network namespace", path.display())]
+    NotANamespace { path: PathBuf },
+    #[error("{} is the host's own network namespace", path.display())]
+    Own { path: PathBuf },
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+}
+
+impl Namespace {
+    /// Opens the namespace at `path` and makes sure that it's not the one we are in.
+    pub(crate) fn open(path: &Path) -> Result<Self, NamespaceError> {
+        let owned = || path.to_owned();
+        // O_NONBLOCK: a FIFO put there must not make us wait for its writer.
+        let file = File::options()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(path)
+            .map_err(|source| NamespaceError::Open { path: owned(), source })?;
+        let kind = fstatfs(&file).map_err(|errno| KernelError::new(format!("inspect {}", path.display()), errno))?;
+        if kind.filesystem_type() != NSFS {
+            return Err(NamespaceError::NotANamespace { path: owned() });
+        }
+        let identity = |file: &File| file.metadata().map(|metadata| (metadata.dev(), metadata.ino()));
+        let own = File::open(OWN).and_then(|own| identity(&own));
+        let own = own.map_err(|error| KernelError::new(format!("inspect {OWN}"), error))?;
+        let theirs = identity(&file).map_err(|error| KernelError::new(format!("inspect {}", path.display()), error))?;
+        if own == theirs {
+            return Err(NamespaceError::Own { path: owned() });
+        }
+        Ok(Self { file, path: owned() })
+    }
+
+    /// Runs `work` with this thread inside the namespace, and comes back.
+    ///
+    /// What must be opened inside (a netlink socket stays in the namespace it was opened in) is opened here; nothing
+    /// else belongs into `work`.
+    pub(crate) fn within<T>(&self, work: impl FnOnce() -> T) -> Result<T, NamespaceError> {
+        let own = File::open(OWN).map_err(|error| KernelError::new(format!("open {OWN}"), error))?;
+        match setns(&self.file, CloneFlags::CLONE_NEWNET) {
+            Ok(()) => {}
+            Err(Errno::EINVAL) => return Err(NamespaceError::NotANamespace { path: self.path.clone() }),
+            Err(errno) => {
+                return Err(KernelError::new(format!("enter {}", self.path.display()), errno).into());
+            }
+        }
+        let result = work();
+        setns(&own, CloneFlags::CLONE_NEWNET)
+            .map_err(|errno| KernelError::new("return to the host's network namespace", errno))?;
+        Ok(result)
+    }
+
+    /// A socket for the links, addresses and routes inside.
+    pub(crate) fn route_socket(&self) -> Result<RouteSocket, NamespaceError> {
+        Ok(self.within(RouteSocket::open)??)
+    }
+
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+}

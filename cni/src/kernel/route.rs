@@ -1,0 +1,100 @@
+//! Routes inside a container.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    route::{
+        RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
+    },
+};
+
+use super::{KernelError, RouteSocket, address::family};
+use crate::config::network::Route;
+
+/// The routing protocol number of the routes that Keelson adds (rtnetlink(7), `rtm_protocol`: above 4 it's the
+/// adder's own): `ip route show proto 107`.
+pub(crate) const PROTOCOL: u8 = 107;
+
+/// The message that adds `route`, whose gateway has been filled in, by link `index`.
+pub(crate) fn add(index: u32, route: &Route) -> RouteNetlinkMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(route.dst.addr());
+    message.header.destination_prefix_length = route.dst.prefix_len();
+    message.header.protocol = RouteProtocol::Other(PROTOCOL);
+    message.header.kind = RouteType::Unicast;
+    message.header.scope = match (route.scope, route.gw) {
+        (Some(scope), _) => RouteScope::from(scope),
+        (None, Some(_)) => RouteScope::Universe,
+        (None, None) => RouteScope::Link,
+    };
+    match route.table {
+        None => message.header.table = RouteHeader::RT_TABLE_MAIN,
+        // Numbers above 255 only fit the attribute, which the kernel prefers.
+        Some(table) => message.attributes.push(RouteAttribute::Table(table)),
+    }
+    if route.dst.prefix_len() > 0 {
+        message.attributes.push(RouteAttribute::Destination(RouteAddress::from(route.dst.network())));
+    }
+    if let Some(gateway) = route.gw {
+        message.attributes.push(RouteAttribute::Gateway(RouteAddress::from(gateway)));
+    }
+    message.attributes.push(RouteAttribute::Oif(index));
+    if let Some(priority) = route.priority {
+        message.attributes.push(RouteAttribute::Priority(priority));
+    }
+    let mut metrics = Vec::new();
+    metrics.extend(route.mtu.map(RouteMetric::Mtu));
+    metrics.extend(route.advmss.map(RouteMetric::Advmss));
+    if !metrics.is_empty() {
+        message.attributes.push(RouteAttribute::Metrics(metrics));
+    }
+    RouteNetlinkMessage::NewRoute(message)
+}
+
+/// A route as the kernel has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct FoundRoute {
+    pub(crate) dst: IpNet,
+    pub(crate) gateway: Option<IpAddr>,
+    pub(crate) link: Option<u32>,
+    pub(crate) table: u32,
+}
+
+/// The routes of both families in the socket's namespace.
+pub(crate) fn all(socket: &mut RouteSocket) -> Result<Vec<FoundRoute>, KernelError> {
+    let mut found = Vec::new();
+    for unspecified in [IpNet::default(), crate::config::network::ipv6_default()] {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family(unspecified.addr());
+        for answer in socket.dump("list the routes", &RouteNetlinkMessage::GetRoute(message))? {
+            let RouteNetlinkMessage::NewRoute(message) = answer else { continue };
+            let mut route =
+                FoundRoute { dst: unspecified, gateway: None, link: None, table: u32::from(message.header.table) };
+            let mut network = unspecified.addr();
+            for attribute in message.attributes {
+                match attribute {
+                    RouteAttribute::Destination(address) => network = ip(&address).unwrap_or(network),
+                    RouteAttribute::Gateway(address) => route.gateway = ip(&address),
+                    RouteAttribute::Oif(index) => route.link = Some(index),
+                    RouteAttribute::Table(table) => route.table = table,
+                    _ => {}
+                }
+            }
+            if let Ok(dst) = IpNet::new(network, message.header.destination_prefix_length) {
+                route.dst = dst;
+                found.push(route);
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some((*address).into()),
+        RouteAddress::Inet6(address) => Some((*address).into()),
+        _ => None,
+    }
+}

@@ -1,0 +1,89 @@
+//! The pair of links that ties a container to the bridge.
+
+use std::os::fd::AsRawFd;
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    link::{
+        InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo,
+        LinkMessage,
+    },
+};
+
+use super::{KernelError, RouteSocket, netns::Namespace};
+use crate::config::mac::Mac;
+
+/// Both ends of a pair.
+#[derive(Clone, Debug)]
+pub(crate) struct VethPair<'a> {
+    pub(crate) host_name: &'a str,
+    pub(crate) host_mac: Mac,
+    pub(crate) container_name: &'a str,
+    pub(crate) container_mac: Mac,
+    pub(crate) mtu: Option<u32>,
+}
+
+/// Makes the pair in one message: names, Ethernet addresses (given ones, so that udev's MACAddressPolicy leaves them),
+/// MTU, the container's end in its namespace, the host's end up and in the bridge.
+///
+/// The container's end can't be brought up by the same message: the kernel opens it before its peer exists (ENOTCONN).
+pub(crate) fn create(
+    socket: &mut RouteSocket,
+    pair: &VethPair<'_>,
+    bridge: u32,
+    namespace: &Namespace,
+) -> Result<(), KernelError> {
+    let mut peer = LinkMessage::default();
+    peer.attributes.push(LinkAttribute::IfName(pair.container_name.to_owned()));
+    peer.attributes.push(LinkAttribute::Address(pair.container_mac.0.to_vec()));
+    peer.attributes.push(LinkAttribute::NetNsFd(namespace.file().as_raw_fd()));
+    let mut host = LinkMessage::default();
+    host.header.flags = LinkFlags::Up;
+    host.header.change_mask = LinkFlags::Up;
+    host.attributes.push(LinkAttribute::IfName(pair.host_name.to_owned()));
+    host.attributes.push(LinkAttribute::Address(pair.host_mac.0.to_vec()));
+    host.attributes.push(LinkAttribute::Controller(bridge));
+    if let Some(mtu) = pair.mtu {
+        peer.attributes.push(LinkAttribute::Mtu(mtu));
+        host.attributes.push(LinkAttribute::Mtu(mtu));
+    }
+    host.attributes.push(LinkAttribute::LinkInfo(vec![
+        LinkInfo::Kind(InfoKind::Veth),
+        LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
+    ]));
+    let doing = format!("create the veth pair {} and {}", pair.host_name, pair.container_name);
+    socket.request(doing, RouteNetlinkMessage::NewLink(host), NLM_F_CREATE | NLM_F_EXCL)?;
+    Ok(())
+}
+
+/// Sets what the creating message can't carry: the alias that names the Pod, and the port's flags.
+pub(crate) fn configure_host_end(
+    socket: &mut RouteSocket,
+    name: &str,
+    alias: &str,
+    hairpin: bool,
+    isolated: bool,
+) -> Result<(), KernelError> {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    message.attributes.push(LinkAttribute::IfAlias(alias.to_owned()));
+    message.attributes.push(LinkAttribute::LinkInfo(vec![
+        LinkInfo::PortKind(InfoPortKind::Bridge),
+        LinkInfo::PortData(InfoPortData::BridgePort(vec![
+            InfoBridgePort::HairpinMode(hairpin),
+            InfoBridgePort::Isolated(isolated),
+        ])),
+    ]));
+    socket.request(format!("configure the bridge port {name}"), RouteNetlinkMessage::NewLink(message), 0)?;
+    Ok(())
+}
+
+/// The message that brings link `index` up.
+pub(crate) fn up(index: u32) -> RouteNetlinkMessage {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.header.flags = LinkFlags::Up;
+    message.header.change_mask = LinkFlags::Up;
+    RouteNetlinkMessage::SetLink(message)
+}

@@ -1,0 +1,4 @@
+//! Pure decisions: which address comes next, what things are called.
+
+pub(crate) mod allocate;
+pub(crate) mod naming;

@@ -1,0 +1,256 @@
+//! ADD: attach a container to the network.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use ipnet::IpNet;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use nix::errno::Errno;
+use serde_json::Value;
+
+use super::{
+    check,
+    result::{AddResult, ResultAddress, ResultInterface},
+};
+use crate::{
+    config::{
+        invocation::AttachmentCall,
+        network::{Attachment, Dns, NetworkConfig, Route},
+    },
+    error::Failure,
+    kernel::{
+        KernelError, RouteSocket, Step, address, bridge,
+        link::{self, Link},
+        masquerade,
+        netns::Namespace,
+        route, sysctl,
+        veth::{self, VethPair},
+    },
+    policy::naming,
+    store::{AttachmentState, Record, Store, VERSION, describe},
+};
+
+/// rtnetlink(7): the scopes of routes that have no gateway.
+const LINK_SCOPE: u8 = 253;
+
+/// What an ADD works on.
+struct Addition<'a> {
+    config: &'a NetworkConfig,
+    call: &'a AttachmentCall,
+    attachment: Attachment,
+    namespace: Namespace,
+    host: RouteSocket,
+    inside: RouteSocket,
+}
+
+/// Attaches the container and gives the result to print.
+///
+/// Everything is checked before anything is done. Then the record says what is going to be made, before it is made: who
+/// comes after a kill undoes by it. An error undoes what was done.
+pub(super) fn add(config: &NetworkConfig, call: &AttachmentCall) -> Result<Value, Failure> {
+    // ADD isn't parsed without CNI_NETNS; an empty path can't be opened.
+    let namespace = Namespace::open(&call.netns.clone().unwrap_or_default())?;
+    let inside = namespace.route_socket()?;
+    let attachment = config.attachment(&call.args)?;
+    let host = RouteSocket::open()?;
+    let mut addition = Addition { config, call, attachment, namespace, host, inside };
+    addition.refuse_what_is_in_the_way()?;
+
+    let store = Store::new(&config.data_dir, &config.name)?;
+    store.create()?;
+    let _lock = store.lock_attachment(&call.key)?;
+    if let Some(earlier) = store.read(&call.key)? {
+        match earlier.state {
+            // The ADD that made it was killed or failed to clean up; nobody got its result.
+            AttachmentState::Pending => undo(&store, &mut addition.host, &earlier)?,
+            AttachmentState::Active => return addition.repeat(&earlier),
+        }
+    } else {
+        // Nobody else uses the name: a link without a record is what a lost store left.
+        link::delete(&mut addition.host, &naming::host_interface(&config.name, &call.key))?;
+    }
+    let mut record = addition.new_record(&store);
+    store.reserve(&mut record, &addition.attachment.sets, &addition.attachment.requested)?;
+    let made = addition.make(&store, &mut record).and_then(|result| {
+        record.state = AttachmentState::Active;
+        store.write(&record)?;
+        Ok(result)
+    });
+    match made {
+        Ok(result) => Ok(result.to_json(config.version)),
+        Err(failure) => match undo(&store, &mut addition.host, &record) {
+            Ok(()) => Err(failure),
+            // What is left is in the record: DEL, GC or a repeated ADD removes it.
+            Err(second) => Err(Failure::Several(vec![failure, second])),
+        },
+    }
+}
+
+/// Removes the attachment's link, and with it everything in the container, and then its record.
+pub(super) fn undo(store: &Store, host: &mut RouteSocket, record: &Record) -> Result<(), Failure> {
+    link::delete(host, &record.host_interface)?;
+    store.release(record)?;
+    Ok(())
+}
+
+impl Addition<'_> {
+    /// Refuses what can be seen to fail, before anything is written: a link in the bridge's place, and an interface of
+    /// the asked name that is no earlier try of ours.
+    fn refuse_what_is_in_the_way(&mut self) -> Result<(), Failure> {
+        bridge::find(&mut self.host, &self.attachment.bridge)?;
+        let ours = naming::host_interface(&self.config.name, &self.call.key);
+        let ifname = &self.call.key.ifname;
+        if link::find(&mut self.inside, ifname)?.is_some() && link::find(&mut self.host, &ours)?.is_none() {
+            return Err(Failure::InterfaceExists(format!(
+                "container veth name ({ifname:?}) already exists; choose another CNI_IFNAME or remove it first"
+            )));
+        }
+        Ok(())
+    }
+
+    fn new_record(&self, store: &Store) -> Record {
+        let host_interface = naming::host_interface(&self.config.name, &self.call.key);
+        Record {
+            version: VERSION,
+            boot_id: store.boot_id().to_owned(),
+            state: AttachmentState::Pending,
+            network: self.config.name.clone(),
+            key: self.call.key.clone(),
+            netns: self.call.netns.clone().unwrap_or_default().to_string_lossy().into_owned(),
+            pod: self.call.args.pod.clone(),
+            bridge: self.attachment.bridge.clone(),
+            host_mac: naming::host_mac(&host_interface).to_string(),
+            host_interface,
+            container_mac: String::new(),
+            addresses: Vec::new(),
+            routes: Vec::new(),
+            // A clock before 1970 is told as 1970.
+            created_at_seconds: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+        }
+    }
+
+    /// Makes what the record says, and fills in what follows from its addresses.
+    fn make(&mut self, store: &Store, record: &mut Record) -> Result<AddResult, Failure> {
+        let first = record.addresses.first().map(|lease| lease.address.addr());
+        let container_mac = self.attachment.mac.unwrap_or_else(|| naming::container_mac(first, &record.host_interface));
+        record.container_mac = container_mac.to_string();
+        record.routes = self.attachment.routes.iter().map(|route| with_gateway(route, record)).collect();
+
+        let bridge = self.make_bridge(store)?;
+        if self.attachment.masquerade {
+            let subnets: Vec<IpNet> =
+                self.attachment.sets.iter().flat_map(|set| &set.0).map(|range| range.subnet).collect();
+            masquerade::ensure(&subnets)?;
+        }
+        let pair = VethPair {
+            host_name: &record.host_interface,
+            host_mac: naming::host_mac(&record.host_interface),
+            container_name: &record.key.ifname,
+            container_mac,
+            mtu: self.attachment.mtu,
+        };
+        veth::create(&mut self.host, &pair, bridge.index, &self.namespace)?;
+        let alias = format!("{}:{}", bridge::alias(&record.network), describe(record));
+        let (hairpin, isolated) = (self.attachment.hairpin, self.attachment.isolated);
+        veth::configure_host_end(&mut self.host, &record.host_interface, &alias, hairpin, isolated)?;
+        let container = self.configure_container_end(record)?;
+        Ok(result(record, &self.attachment.dns, &bridge, &container))
+    }
+
+    fn make_bridge(&mut self, store: &Store) -> Result<Link, Failure> {
+        let name = &self.attachment.bridge;
+        let mac = naming::bridge_mac(store.boot_id(), name);
+        let bridge = bridge::ensure(&mut self.host, name, &self.config.name, mac, self.attachment.mtu)?;
+        if self.attachment.is_gateway && !self.attachment.sets.is_empty() {
+            let ranges = self.attachment.sets.iter().flat_map(|set| &set.0);
+            let mut gateways: Vec<IpNet> = Vec::new();
+            for range in ranges {
+                // The prefix is the subnet's own, so it fits its gateway.
+                gateways.extend(IpNet::new(range.gateway, range.subnet.prefix_len()).ok());
+            }
+            gateways.dedup();
+            bridge::ensure_addresses(&mut self.host, &bridge, &gateways, self.attachment.force_address)?;
+            if gateways.iter().any(|gateway| gateway.addr().is_ipv4()) {
+                sysctl::ensure("ipv4/ip_forward", "1")?;
+            }
+            if gateways.iter().any(|gateway| gateway.addr().is_ipv6()) {
+                sysctl::ensure("ipv6/conf/all/forwarding", "1")?;
+            }
+        }
+        Ok(bridge)
+    }
+
+    /// Brings the container's end up, with addresses and routes, in one batch.
+    fn configure_container_end(&mut self, record: &Record) -> Result<Link, Failure> {
+        let ifname = &record.key.ifname;
+        let link = link::find(&mut self.inside, ifname)?
+            .ok_or_else(|| KernelError::new(format!("find {ifname} in the container"), Errno::ENODEV))?;
+        let mut steps = vec![Step {
+            doing: format!("bring up {ifname} in the container"),
+            message: veth::up(link.index),
+            flags: 0,
+        }];
+        steps.extend(record.addresses.iter().map(|lease| Step {
+            doing: format!("add the address {} to {ifname} in the container", lease.address),
+            message: address::add(link.index, lease.address),
+            flags: NLM_F_CREATE | NLM_F_EXCL,
+        }));
+        steps.extend(record.routes.iter().map(|route| Step {
+            doing: format!("add the route to {} in the container", route.dst),
+            message: route::add(link.index, route),
+            flags: NLM_F_CREATE | NLM_F_EXCL,
+        }));
+        self.inside.batch(&steps)?;
+        Ok(link)
+    }
+
+    /// Answers an ADD of an attachment that is complete: with the same result if all of it is still there.
+    ///
+    /// The spec leaves it to the runtime not to ask; a runtime that was killed before it read the answer asks again.
+    fn repeat(&mut self, record: &Record) -> Result<Value, Failure> {
+        let differences = check::compare_with_record(record, &mut self.host, &mut self.inside)?;
+        let bridge = bridge::find(&mut self.host, &record.bridge)?;
+        let container = link::find(&mut self.inside, &record.key.ifname)?;
+        match (bridge, container) {
+            (Some(bridge), Some(container)) if differences.is_empty() => {
+                Ok(result(record, &self.attachment.dns, &bridge, &container).to_json(self.config.version))
+            }
+            _ => Err(Failure::AttachmentDiffers(differences)),
+        }
+    }
+}
+
+/// The route with the gateway of its family, unless it says that it has none.
+fn with_gateway(route: &Route, record: &Record) -> Route {
+    let mut route = route.clone();
+    if route.gw.is_none() && route.scope.is_none_or(|scope| scope < LINK_SCOPE) {
+        let is_ipv4 = route.dst.addr().is_ipv4();
+        let lease = record.addresses.iter().find(|lease| lease.address.addr().is_ipv4() == is_ipv4);
+        route.gw = lease.map(|lease| lease.gateway);
+    }
+    route
+}
+
+fn result(record: &Record, dns: &Dns, bridge: &Link, container: &Link) -> AddResult {
+    let bridge_mac: Vec<String> = bridge.mac.iter().map(|byte| format!("{byte:02x}")).collect();
+    let interface = |name: &str, mac: &str, mtu: u32, sandbox: &str| ResultInterface {
+        name: name.to_owned(),
+        mac: mac.to_owned(),
+        mtu,
+        sandbox: sandbox.to_owned(),
+    };
+    AddResult {
+        interfaces: vec![
+            interface(&record.bridge, &bridge_mac.join(":"), bridge.mtu, ""),
+            // Both ends were made with one MTU.
+            interface(&record.host_interface, &record.host_mac, container.mtu, ""),
+            interface(&record.key.ifname, &record.container_mac, container.mtu, &record.netns),
+        ],
+        addresses: record
+            .addresses
+            .iter()
+            .map(|lease| ResultAddress { address: lease.address, gateway: lease.gateway, interface: 2 })
+            .collect(),
+        routes: record.routes.clone(),
+        dns: dns.clone(),
+    }
+}

@@ -1,0 +1,31 @@
+//! DEL: detach a container from the network.
+
+use super::add::undo;
+use crate::{
+    config::{invocation::AttachmentCall, network::NetworkConfig},
+    error::Failure,
+    kernel::{RouteSocket, link},
+    policy::naming,
+    store::{Store, StoreError},
+};
+
+/// Removes what ADD made, by the record: the namespace may be gone, empty, or another container's by now, so nothing is
+/// looked for there. The link on the host takes its other end, the addresses and the routes with it.
+///
+/// What is gone already is no error, and a config whose ranges somebody broke doesn't keep an address taken.
+pub(super) fn del(config: &NetworkConfig, call: &AttachmentCall) -> Result<(), Failure> {
+    let store = Store::new(&config.data_dir, &config.name)?;
+    let _lock = store.lock_attachment(&call.key)?;
+    let mut host = RouteSocket::open()?;
+    match store.read(&call.key) {
+        Ok(Some(record)) => undo(&store, &mut host, &record),
+        found => {
+            // Without a readable record the name still follows from the attachment.
+            link::delete(&mut host, &naming::host_interface(&config.name, &call.key))?;
+            match found {
+                Err(StoreError::Corrupt { .. }) => Ok(store.discard(&call.key)?),
+                other => Ok(other.map(drop)?),
+            }
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! GC: free what belongs to attachments that the runtime no longer knows.
+
+use super::add::undo;
+use crate::{config::network::NetworkConfig, error::Failure, kernel::RouteSocket, store::Store};
+
+/// Undoes every attachment that is not in the runtime's list; goes on after an error and reports all.
+///
+/// Without a list nothing is done: no word isn't the word "none".
+pub(super) fn gc(config: &NetworkConfig) -> Result<(), Failure> {
+    let Some(valid) = config.valid_attachments()? else { return Ok(()) };
+    let store = Store::new(&config.data_dir, &config.name)?;
+    if !store.directory().is_dir() {
+        return Ok(());
+    }
+    let mut host = RouteSocket::open()?;
+    let (records, errors) = store.all()?;
+    let mut failures: Vec<Failure> = errors.into_iter().map(Failure::from).collect();
+    for record in records.iter().filter(|record| !valid.contains(&record.key)) {
+        let undone = store.lock_attachment(&record.key).map_err(Failure::from).and_then(|_lock| {
+            // A DEL may have been faster.
+            match store.read(&record.key)? {
+                Some(record) => undo(&store, &mut host, &record),
+                None => Ok(()),
+            }
+        });
+        failures.extend(undone.err());
+    }
+    failures.extend(store.sweep().err().map(Failure::from));
+    match failures.len() {
+        0 => Ok(()),
+        1 => Err(failures.swap_remove(0)),
+        _ => Err(Failure::Several(failures)),
+    }
+}

@@ -1,0 +1,123 @@
+//! The protocol's edge: one file per verb.
+
+mod add;
+mod check;
+mod del;
+mod gc;
+mod result;
+mod status;
+mod version;
+
+use std::{
+    env,
+    io::{self, Read, Write},
+    panic,
+    process::ExitCode,
+};
+
+use serde_json::Value;
+
+use crate::{
+    config::{
+        invocation::{self, Command, Invocation},
+        network::NetworkConfig,
+        version::SpecVersion,
+    },
+    error::{Failure, panic_json},
+};
+
+/// No network config needs more; what is longer isn't one.
+const LONGEST_CONFIG: u64 = 16 * 1024 * 1024;
+
+/// Serves one CNI call: the environment and stdin in, a result or an error on stdout, the exit code out.
+///
+/// Must be called at the start of a process of its own that has one thread: it enters network namespaces.
+pub fn run() -> ExitCode {
+    panic::set_hook(Box::new(|info| {
+        // The runtime reads stdout; a message on stderr alone would leave it with "exit status 134".
+        print(&panic_json(&info.to_string()));
+        eprintln!("{info}");
+    }));
+    let (outcome, version) = serve();
+    match outcome {
+        Ok(output) => {
+            if let Some(output) = output
+                && !print(&output)
+            {
+                // Nobody received the result; DEL or a repeated ADD finds the attachment by its record.
+                return ExitCode::FAILURE;
+            }
+            ExitCode::SUCCESS
+        }
+        Err(failure) => {
+            eprintln!("keelson-cni: {}", failure.one_line());
+            print(&failure.to_json(version));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs the call; beside the outcome goes the spec version that an error is printed in.
+fn serve() -> (Result<Option<Value>, Failure>, SpecVersion) {
+    let newest = SpecVersion::NEWEST;
+    let invocation = match invocation::read(|name| env::var_os(name)) {
+        Ok(Some(invocation)) => invocation,
+        Ok(None) => {
+            about();
+            return (Ok(None), newest);
+        }
+        Err(error) => return (Err(error.into()), newest),
+    };
+    let mut config = Vec::new();
+    if let Err(error) = io::stdin().lock().take(LONGEST_CONFIG).read_to_end(&mut config) {
+        return (Err(Failure::Stdin(error)), newest);
+    }
+    if invocation == Invocation::Network(Command::Version) {
+        return (version::version(&config).map(Some), newest);
+    }
+    let config = match NetworkConfig::parse(&config) {
+        Ok(config) => config,
+        Err(error) => return (Err(error.into()), newest),
+    };
+    (dispatch(&invocation, &config), config.version)
+}
+
+fn dispatch(invocation: &Invocation, config: &NetworkConfig) -> Result<Option<Value>, Failure> {
+    match invocation {
+        Invocation::Attachment(Command::Add, call) => add::add(config, call).map(Some),
+        Invocation::Attachment(Command::Check, call) => check::check(config, call).map(|()| None),
+        // `read` gives no other verb with an attachment than these three.
+        Invocation::Attachment(_, call) => del::del(config, call).map(|()| None),
+        Invocation::Network(Command::Gc) => {
+            require(config, "GC")?;
+            gc::gc(config).map(|()| None)
+        }
+        // Likewise for the verbs without one; VERSION has been served.
+        Invocation::Network(_) => {
+            require(config, "STATUS")?;
+            status::status(config).map(|()| None)
+        }
+    }
+}
+
+fn require(config: &NetworkConfig, verb: &'static str) -> Result<(), Failure> {
+    if config.version < SpecVersion::V1_1_0 {
+        return Err(Failure::VerbTooNew { verb, since: SpecVersion::V1_1_0, config: config.version });
+    }
+    Ok(())
+}
+
+/// What the spec wants said to somebody who calls the plugin by hand.
+fn about() {
+    let versions: Vec<&str> = SpecVersion::ALL.iter().map(|version| version.as_str()).collect();
+    eprintln!("CNI plugin keelson-cni v{}", env!("CARGO_PKG_VERSION"));
+    eprintln!("CNI protocol versions supported: {}", versions.join(", "));
+}
+
+/// Prints one line on stdout; whether somebody took it.
+fn print(value: &Value) -> bool {
+    let mut line = value.to_string();
+    line.push('\n');
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(line.as_bytes()).and_then(|()| stdout.flush()).is_ok()
+}

@@ -1,0 +1,43 @@
+//! STATUS: could ADD do its work?
+
+use std::path::Path;
+
+use nix::unistd::{AccessFlags, access};
+
+use crate::{
+    config::{
+        invocation::CniArgs,
+        network::{ConfigError, NetworkConfig},
+    },
+    error::Failure,
+    kernel::{RouteSocket, bridge, bridge::BridgeError},
+    store::Store,
+};
+
+/// Answers without a lock and without a change: the kubelet asks every few seconds.
+///
+/// OK means that ADD can do its work, creating what is missing included. A full range is not asked about: it must not
+/// make the node NotReady, for then the kubelet evicts the Pods that would free an address.
+pub(super) fn status(config: &NetworkConfig) -> Result<(), Failure> {
+    let attachment = match config.attachment(&CniArgs::default()) {
+        Ok(attachment) => attachment,
+        Err(ConfigError::Invalid(problems)) => return Err(Failure::Unavailable(problems.to_string())),
+        Err(error) => return Err(error.into()),
+    };
+    let store = Store::new(&config.data_dir, &config.name)?;
+    // `create` makes what is missing below the nearest directory that there is.
+    let existing = store.directory().ancestors().find(|path| path.exists()).unwrap_or_else(|| Path::new("/"));
+    if !existing.is_dir() {
+        return Err(Failure::Unavailable(format!("{} is not a directory", existing.display())));
+    }
+    if let Err(errno) = access(existing, AccessFlags::W_OK | AccessFlags::X_OK) {
+        return Err(Failure::Unavailable(format!("the store can't be written: {}: {errno}", existing.display())));
+    }
+    match bridge::find(&mut RouteSocket::open()?, &attachment.bridge) {
+        Ok(Some(_)) => Ok(()),
+        Ok(None) if store.is_empty()? => Ok(()),
+        Ok(None) => Err(Failure::Degraded(format!("the bridge {} of running Pods is gone", attachment.bridge))),
+        Err(error @ BridgeError::NotABridge { .. }) => Err(Failure::Unavailable(error.to_string())),
+        Err(error) => Err(error.into()),
+    }
+}
