@@ -1,17 +1,13 @@
 //! Block devices.
 
-use std::{
-    ffi::OsString,
-    os::unix::ffi::OsStringExt,
-    path::{Path, PathBuf},
-};
+use std::{ffi::OsString, os::unix::ffi::OsStringExt, path::PathBuf};
 
 use serde::Serialize;
 
 use crate::{
     HostRoot, InspectError,
     device::node_of,
-    mount::lossy,
+    serialize,
     tree::{Tree, decimal, if_present, unless_gone},
 };
 
@@ -41,7 +37,7 @@ pub struct BlockDevice {
     /// The name of the disk that it is a partition of.
     pub partition_of: Option<String>,
     /// The file behind a bound loop device, with ` (deleted)` appended if that has been unlinked.
-    #[serde(serialize_with = "lossy_option")]
+    #[serde(serialize_with = "serialize::optional_path")]
     pub backing_file: Option<PathBuf>,
 }
 
@@ -98,12 +94,5 @@ fn flag(text: &str) -> Option<bool> {
         "0" => Some(false),
         "1" => Some(true),
         _ => None,
-    }
-}
-
-fn lossy_option<S: serde::Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {
-    match path {
-        Some(path) => lossy(Path::new(path), serializer),
-        None => serializer.serialize_none(),
     }
 }

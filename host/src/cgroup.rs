@@ -7,7 +7,7 @@ use std::{
 
 use serde::Serialize;
 
-use crate::{HostRoot, InspectError, Mount, mounts, tree::Tree};
+use crate::{HostRoot, InspectError, Mount, mounts, serialize, tree::Tree};
 
 /// The version 1 controllers (Documentation/admin-guide/cgroup-v1/; the list is closed, new controllers are for version
 /// 2 only). A version 1 mount's other options are flags such as `clone_children`.
@@ -35,13 +35,16 @@ pub enum CgroupLayout {
     /// Version 1 only: a hierarchy for each controller or few.
     V1 {
         /// The mount point of each controller, and of each named hierarchy as `name=systemd`.
+        #[serde(serialize_with = "serialize::paths_by_name")]
         controllers: BTreeMap<String, PathBuf>,
     },
     /// Version 1 hierarchies, and a version 2 hierarchy beside them that holds what is left.
     Hybrid {
         /// The mount point of each version 1 controller or named hierarchy.
+        #[serde(serialize_with = "serialize::paths_by_name")]
         controllers: BTreeMap<String, PathBuf>,
         /// The mount point of the version 2 hierarchy.
+        #[serde(serialize_with = "serialize::path")]
         unified: PathBuf,
         /// The controllers of the version 2 hierarchy, often none.
         unified_controllers: Vec<String>,
@@ -49,6 +52,7 @@ pub enum CgroupLayout {
     /// Version 2 only.
     Unified {
         /// The mount point, usually `/sys/fs/cgroup`.
+        #[serde(serialize_with = "serialize::path")]
         unified: PathBuf,
         /// The controllers that are available at the mount point.
         unified_controllers: Vec<String>,

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::{
     BlockDevice, CgroupLayout, DeviceNode, HostRoot, InspectError, Link, Mount, PciFunction, Topology, block_devices,
-    device_nodes, links, mounts, pci_functions, report,
+    device_nodes, links, mounts, pci_functions, report, serialize,
 };
 
 /// What `keelson inspect` shows: serialized for programs, displayed as a tree for people.
@@ -17,6 +17,7 @@ use crate::{
 #[serde(rename_all = "camelCase")]
 pub struct Inspection {
     /// The directory below which all was read.
+    #[serde(serialize_with = "serialize::path")]
     pub root: PathBuf,
     /// CPUs and NUMA nodes.
     pub topology: Option<Topology>,

@@ -18,6 +18,7 @@ mod pci;
 mod problem;
 mod report;
 mod root;
+mod serialize;
 mod socket;
 mod topology;
 mod tree;

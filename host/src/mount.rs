@@ -6,10 +6,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
 use crate::{
-    HostRoot, InspectError,
+    HostRoot, InspectError, serialize,
     tree::{Tree, decimal, if_present},
 };
 
@@ -24,10 +24,10 @@ pub struct Mount {
     /// Major and minor number of the filesystem's device: what stat(2) gives as `st_dev` for files on it.
     pub device: (u32, u32),
     /// The directory or file within the filesystem that is mounted: `/` unless it is a bind mount.
-    #[serde(serialize_with = "lossy")]
+    #[serde(serialize_with = "serialize::path")]
     pub root: PathBuf,
     /// Where it is mounted.
-    #[serde(serialize_with = "lossy")]
+    #[serde(serialize_with = "serialize::path")]
     pub point: PathBuf,
     /// This mount's own options: `rw`, `nosuid`, `relatime`, ...
     pub options: Vec<String>,
@@ -153,11 +153,6 @@ fn text(field: &[u8]) -> String {
 /// Splits before unescaping, so that an escaped comma stays within its option.
 fn options(field: &[u8]) -> Vec<String> {
     field.split(|byte| *byte == b',').map(text).collect()
-}
-
-/// serde refuses paths that aren't UTF-8; one such mount must not hide all others.
-pub(crate) fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(&path.display())
 }
 
 #[cfg(test)]

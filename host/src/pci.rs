@@ -2,11 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
 use crate::{
     HostRoot, InspectError,
     device::{node_of, numa_node},
+    serialize,
     tree::{Tree, decimal, unless_gone},
 };
 
@@ -23,20 +24,20 @@ pub struct PciFunction {
     /// Domain, bus, device and function: `0000:3b:00.0`. Stable over reboots unless hardware moves.
     pub address: String,
     /// The vendor's id; serialized as four hexadecimal digits, as lspci prints it.
-    #[serde(serialize_with = "hexadecimal_4")]
+    #[serde(serialize_with = "serialize::pci_id")]
     pub vendor: u16,
     /// The device's id, in the same form.
-    #[serde(serialize_with = "hexadecimal_4")]
+    #[serde(serialize_with = "serialize::pci_id")]
     pub device: u16,
     /// The card maker's id, in the same form.
-    #[serde(serialize_with = "hexadecimal_4")]
+    #[serde(serialize_with = "serialize::pci_id")]
     pub subsystem_vendor: u16,
     /// The card's id, in the same form.
-    #[serde(serialize_with = "hexadecimal_4")]
+    #[serde(serialize_with = "serialize::pci_id")]
     pub subsystem_device: u16,
     /// Base class, subclass and programming interface, a byte each; serialized as six hexadecimal digits: `120000`
     /// is a processing accelerator.
-    #[serde(serialize_with = "hexadecimal_6")]
+    #[serde(serialize_with = "serialize::pci_class")]
     pub class: u32,
     /// The driver bound to it now.
     pub driver: Option<String>,
@@ -141,12 +142,4 @@ pub(crate) fn is_address(name: &str) -> bool {
 fn hexadecimal(text: &str) -> Option<u32> {
     let digits = text.strip_prefix("0x")?;
     if digits.bytes().all(|byte| byte.is_ascii_hexdigit()) { u32::from_str_radix(digits, 16).ok() } else { None }
-}
-
-fn hexadecimal_4<S: Serializer>(id: &u16, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(&format_args!("{id:04x}"))
-}
-
-fn hexadecimal_6<S: Serializer>(class: &u32, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(&format_args!("{class:06x}"))
 }

@@ -15,7 +15,8 @@ const CPU_LIST: &str = "a CPU list such as 0-3,8";
 
 /// The machine's CPUs and NUMA nodes at one moment.
 ///
-/// CPUs and nodes come and go (hotplug), so what must be current is read again, not remembered.
+/// CPUs and nodes come and go (hotplug), so what must be current is read again, not remembered. A CPU that goes on- or
+/// offline during the reading may have no place in it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Topology {
@@ -62,7 +63,8 @@ pub struct NumaNode {
     pub id: u32,
     /// Its online CPUs.
     pub cpus: CpuSet,
-    /// Its usable memory, in bytes (the kernel's own image and reservations are not in it).
+    /// Its usable memory, in bytes (the kernel's own image and reservations are not in it). In a guest with a balloon
+    /// this changes all the time, and is not the guest's `MemTotal` in `/proc/meminfo`.
     pub memory_bytes: u64,
     /// The distance to each online node as (node, distance), by ascending node: 10 is local, 20 twice as far (ACPI
     /// SLIT).
@@ -90,9 +92,10 @@ impl Topology {
             tree.names(CPU_DIRECTORY)?.iter().filter_map(|name| numbered(name, "cpu")).chain(&online).collect();
         let cpus = present
             .into_iter()
-            .map(
-                |id| if online.contains(id) { online_cpu(&tree, id, &nodes) } else { Ok(Cpu { id, ..Cpu::default() }) },
-            )
+            .map(|id| match online.contains(id) {
+                true => online_cpu(&tree, id, &nodes),
+                false => Ok(Cpu { id, ..Cpu::default() }),
+            })
             .collect::<Result<_, _>>()?;
         Ok(Self { cpus, nodes })
     }

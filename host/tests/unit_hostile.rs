@@ -245,6 +245,24 @@ fn a_root_that_is_not_there_is_named_in_every_part() {
     );
 }
 
+#[test]
+fn paths_that_are_not_utf_8_do_not_hide_the_rest() {
+    let host = Spoiled::new();
+    host.write(
+        "proc/self/mountinfo",
+        b"1 0 0:1 / /cgroup-\xff rw - cgroup2 none rw\n2 1 0:2 / /v1-\xff rw - cgroup none rw,cpu\n",
+    );
+    host.write("sys/class/block/loop0/dev", "7:0\n");
+    host.write("sys/class/block/loop0/uevent", "DEVNAME=loop0\n");
+    host.write("sys/class/block/loop0/loop/backing_file", b"/image-\xff\n");
+    let inspection = serde_json::to_value(Inspection::read(&host.root)).unwrap();
+    assert_eq!(inspection["unread"], serde_json::json!([]));
+    assert_eq!(inspection["cgroups"]["unified"], "/cgroup-\u{fffd}");
+    assert_eq!(inspection["cgroups"]["controllers"]["cpu"], "/v1-\u{fffd}");
+    assert_eq!(inspection["mounts"][1]["point"], "/v1-\u{fffd}");
+    assert_eq!(inspection["blockDevices"][0]["backingFile"], "/image-\u{fffd}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
