@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::containerd::program;
 
 /// What the samples' Pods run: busybox with all its applets.
-pub const BUSYBOX_IMAGE: &str = "keelson.local/busybox:1";
+pub(crate) const BUSYBOX_IMAGE: &str = "keelson.local/busybox:1";
 /// What keeps a Pod's namespaces: a process that sleeps.
 pub(crate) const PAUSE_IMAGE: &str = "keelson.local/pause:1";
 /// All of them.

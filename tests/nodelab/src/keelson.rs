@@ -38,17 +38,17 @@ impl Keelson {
     ///
     /// # Errors
     ///
-    /// When a program is missing in `programs`, or the suite doesn't become ready.
-    pub(crate) async fn start(layout: &Layout, programs: &Path, range: &str) -> Result<Self> {
+    /// When a program is missing, or the suite doesn't become ready.
+    pub(crate) async fn start(layout: &Layout, range: &str) -> Result<Self> {
         for program in ["keelson", "keelson-cni"] {
-            let path = programs.join(program);
+            let path = layout.program(program);
             ensure!(path.is_file(), "{} is missing; run: cargo build --bins", path.display());
         }
         let address = free_ports()?;
         let config = layout.config_file();
         fs::write(&config, config_of(layout, range, address))
             .with_context(|| format!("failed to write {}", config.display()))?;
-        let mut command = Command::new(programs.join("keelson"));
+        let mut command = Command::new(layout.program("keelson"));
         // What the machine's environment says of its own node must not reach the lab.
         for variable in ["NODE_NAME", "CSI_ENDPOINT"] {
             command.env_remove(variable);

@@ -29,7 +29,7 @@ use crate::{
 
 /// A running lab. Dropping it sweeps all of it away; [`Lab::stop`] ends it in order and [`Lab::leave`] keeps it.
 #[derive(Debug)]
-pub(crate) struct Lab {
+pub struct Lab {
     pub(crate) layout: Layout,
     pub(crate) range: String,
     pub(crate) cri: Cri,
@@ -63,7 +63,7 @@ impl Drop for Guard {
 
 /// A Pod that runs.
 #[derive(Debug)]
-pub(crate) struct RunningPod {
+pub struct RunningPod {
     pub(crate) manifest: PodManifest,
     pub(crate) uid: String,
     pub(crate) class: Class,
@@ -85,15 +85,19 @@ pub(crate) struct RunningContainer {
 
 /// What a command in a container came to.
 #[derive(Debug)]
-pub(crate) struct Output {
-    pub(crate) code: i32,
-    pub(crate) stdout: Vec<u8>,
-    pub(crate) stderr: String,
+pub struct Output {
+    /// The exit code.
+    pub code: i32,
+    /// What it wrote to its standard output.
+    pub stdout: Vec<u8>,
+    /// What it wrote to its standard error, without the end of the last line.
+    pub stderr: String,
 }
 
 impl Output {
     /// The standard output as text, without the end of the last line.
-    pub(crate) fn text(&self) -> String {
+    #[must_use]
+    pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.stdout).trim_end().to_owned()
     }
 }
@@ -105,12 +109,12 @@ impl Lab {
     ///
     /// When the machine lacks something, with the remedy, or a program doesn't come up, with the end of its log. What
     /// was started is swept away.
-    pub(crate) async fn start(programs: &Path, progress: &dyn Fn(&str)) -> Result<Self> {
+    pub async fn start(programs: &Path, progress: &dyn Fn(&str)) -> Result<Self> {
         check_machine()?;
         let layout = Layout::new();
         let range = layout.free_range()?;
         let cgroups = Cgroups::find()?;
-        let lock = layout.create()?;
+        let lock = layout.create(programs)?;
         // From here on: what fails is swept away.
         let guard = Guard { layout: layout.clone(), armed: true, _lock: lock };
         share_mounts(&layout)?;
@@ -119,7 +123,7 @@ impl Lab {
         containerd.import_images(&layout).await?;
         let devices = DeviceManager::start(&layout.kubelet().join("device-plugins"))?;
         progress("Starting keelson run with all four plugins");
-        let mut keelson = Keelson::start(&layout, programs, &range).await?;
+        let mut keelson = Keelson::start(&layout, &range).await?;
         let cri = Cri::at(&layout.containerd_socket())?;
         wait_until_usable(&mut keelson, &cri, &devices).await?;
         let driver = Driver::connect(&storage_socket(&layout), &layout.kubelet()).await?;
@@ -141,8 +145,12 @@ impl Lab {
         self.keelson.as_mut().context("keelson run was stopped")
     }
 
-    /// Makes a volume for every claim.
-    pub(crate) async fn provision(&self, manifests: &Manifests) -> Result<BTreeMap<String, Volume>> {
+    /// Makes a volume for every claim, as the external provisioner does.
+    ///
+    /// # Errors
+    ///
+    /// When a class names another driver, or the driver refuses.
+    pub async fn provision(&self, manifests: &Manifests) -> Result<BTreeMap<String, Volume>> {
         let mut volumes = BTreeMap::new();
         for (name, claim) in &manifests.claims {
             let class = manifests.classes.get(&claim.class).context("checked when the manifests were read")?;
@@ -162,11 +170,11 @@ impl Lab {
 
     /// Does for a Pod what the kubelet does, in its order: admission with the devices, cgroup, volumes, sandbox,
     /// containers.
-    pub(crate) async fn create_pod(
-        &self,
-        manifest: &PodManifest,
-        claims: &BTreeMap<String, Volume>,
-    ) -> Result<RunningPod> {
+    ///
+    /// # Errors
+    ///
+    /// When a step fails; what was done by then is swept away with the lab.
+    pub async fn create_pod(&self, manifest: &PodManifest, claims: &BTreeMap<String, Volume>) -> Result<RunningPod> {
         let pod = self.try_create_pod(manifest, claims).await;
         pod.with_context(|| format!("failed to create Pod {}", manifest.name))
     }
@@ -233,7 +241,11 @@ impl Lab {
     }
 
     /// Undoes [`Lab::create_pod`] in the kubelet's order.
-    pub(crate) async fn delete_pod(&self, pod: &RunningPod) -> Result<()> {
+    ///
+    /// # Errors
+    ///
+    /// When a step fails; the steps after it are not done.
+    pub async fn delete_pod(&self, pod: &RunningPod) -> Result<()> {
         let deleted = self.try_delete_pod(pod).await;
         deleted.with_context(|| format!("failed to delete Pod {}", pod.manifest.name))
     }
@@ -262,8 +274,21 @@ impl Lab {
         Ok(())
     }
 
+    /// Deletes a volume, as the external provisioner does when its claim is gone.
+    ///
+    /// # Errors
+    ///
+    /// When the driver refuses.
+    pub async fn delete_volume(&self, volume: &Volume) -> Result<()> {
+        self.driver.delete(volume).await
+    }
+
     /// Runs `command` in the Pod's first container.
-    pub(crate) async fn exec(&self, pod: &RunningPod, command: &[&str]) -> Result<Output> {
+    ///
+    /// # Errors
+    ///
+    /// When it can't be run; a command that ends with another code than 0 is none.
+    pub async fn exec(&self, pod: &RunningPod, command: &[&str]) -> Result<Output> {
         let answer = self.cri.exec(&pod.container()?.id, command).await?;
         Ok(Output {
             code: answer.exit_code,
@@ -273,7 +298,11 @@ impl Lab {
     }
 
     /// [`Lab::exec`] of a command that must succeed.
-    pub(crate) async fn exec_ok(&self, pod: &RunningPod, command: &[&str]) -> Result<Output> {
+    ///
+    /// # Errors
+    ///
+    /// When it can't be run, or ends with another code than 0.
+    pub async fn exec_ok(&self, pod: &RunningPod, command: &[&str]) -> Result<Output> {
         let output = self.exec(pod, command).await?;
         ensure!(
             output.code == 0,
@@ -285,13 +314,30 @@ impl Lab {
         Ok(output)
     }
 
+    /// Kills the process of `plugin` (`network`, `storage`, `devices` or `pinning`) and waits until all are ready again.
+    ///
+    /// # Errors
+    ///
+    /// When the supervisor doesn't bring it back, or its devices aren't registered again.
+    pub async fn kill_plugin(&mut self, plugin: &str) -> Result<(u32, u32)> {
+        let keelson = self.keelson.as_mut().context("keelson run was stopped")?;
+        let pids = keelson.kill_plugin(plugin).await?;
+        wait_until_usable(keelson, &self.cri, &self.devices).await?;
+        Ok(pids)
+    }
+
     /// Where a cgroup of the lab exists.
     pub(crate) fn cgroup_directories(&self, cgroup: &str) -> Vec<PathBuf> {
         self.cgroups.directories(cgroup)
     }
 
-    /// Kills containerd and starts it anew in the same directories; the containers run on.
-    pub(crate) async fn restart_containerd(&mut self) -> Result<()> {
+    /// Kills containerd, starts it anew in the same directories and waits for the suite to be ready; the containers run
+    /// on.
+    ///
+    /// # Errors
+    ///
+    /// When containerd doesn't come up or the suite doesn't find it again.
+    pub async fn restart_containerd(&mut self) -> Result<()> {
         self.containerd.take().context("containerd was stopped")?.kill()?;
         self.containerd = Some(Containerd::start(&self.layout).await?);
         let keelson = self.keelson.as_mut().context("keelson run was stopped")?;
@@ -304,14 +350,14 @@ impl Lab {
     /// # Errors
     ///
     /// When a program doesn't end well or something can't be removed; the rest is then swept away.
-    pub(crate) async fn stop(mut self) -> Result<Vec<String>> {
+    pub async fn stop(mut self) -> Result<Vec<String>> {
         self.keelson.take().context("keelson run was stopped")?.stop(&self.layout)?;
         self.containerd.take().context("containerd was stopped")?.stop()?;
         sweep::remove_network(&self.layout)?;
         self.cgroups.remove(&self.layout.cgroup())?;
         drop(self.devices);
         sweep::unshare_mounts(&self.layout)?;
-        sweep::leftovers(&self.layout, &self.range)
+        sweep::leftovers(&self.layout)
     }
 
     /// Lets containerd and the suite run on, with the Pods, until `nodelab clean`.
@@ -367,7 +413,7 @@ fn labels(pod: &PodManifest, uid: &str) -> BTreeMap<String, String> {
 }
 
 /// Network and IPC are the Pod's, processes each container's: the API's defaults.
-pub(crate) fn pod_namespaces() -> NamespaceOption {
+fn pod_namespaces() -> NamespaceOption {
     NamespaceOption {
         network: NamespaceMode::Pod.into(),
         pid: NamespaceMode::Container.into(),
@@ -376,7 +422,7 @@ pub(crate) fn pod_namespaces() -> NamespaceOption {
     }
 }
 
-pub(crate) fn container_config(
+fn container_config(
     pod: &PodManifest,
     uid: &str,
     class: Class,

@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File, TryLockError},
     net::Ipv4Addr,
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
 };
 
@@ -20,15 +21,14 @@ const PREFIX: &str = "keelson-lab-";
 /// Invariant: whatever a lab makes in the kernel lies below its directory or bears its id, so that
 /// [`crate::sweep`] finds all of it with no record but the directory's name.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Layout {
+pub(crate) struct Layout {
     id: String,
     root: PathBuf,
 }
 
 impl Layout {
     /// A new lab's names, with an id that no other lab has.
-    #[must_use]
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut id = uuid::Uuid::new_v4().simple().to_string();
         id.truncate(6);
         Self::of(&id)
@@ -38,98 +38,92 @@ impl Layout {
         Self { id: id.to_owned(), root: Path::new(PARENT).join(format!("{PREFIX}{id}")) }
     }
 
+    /// The lab called `mark`, if a lab can be called so.
+    pub(crate) fn named(mark: &str) -> Option<Self> {
+        let id = mark.strip_prefix(PREFIX)?;
+        (id.len() == 6 && id.bytes().all(|byte| byte.is_ascii_hexdigit())).then(|| Self::of(id))
+    }
+
     /// The labs whose directories exist, running, kept or crashed.
     ///
     /// # Errors
     ///
     /// When /var/lib can't be listed.
-    pub fn existing() -> Result<Vec<Self>> {
+    pub(crate) fn existing() -> Result<Vec<Self>> {
         let mut found = Vec::new();
         for entry in fs::read_dir(PARENT).with_context(|| format!("failed to list {PARENT}"))? {
             let name = entry?.file_name();
             // Only names of our own making: what is found here will be removed.
-            if let Some(id) = name.to_str().and_then(|name| name.strip_prefix(PREFIX))
-                && id.len() == 6
-                && id.bytes().all(|byte| byte.is_ascii_hexdigit())
-            {
-                found.push(Self::of(id));
-            }
+            found.extend(name.to_str().and_then(Self::named));
         }
         found.sort_by(|a, b| a.id.cmp(&b.id));
         Ok(found)
     }
 
-    /// Six hexadecimal digits.
-    #[must_use]
-    pub fn id(&self) -> &str {
-        &self.id
-    }
-
     /// `/var/lib/keelson-lab-<id>`.
-    #[must_use]
-    pub fn root(&self) -> &Path {
+    pub(crate) fn root(&self) -> &Path {
         &self.root
     }
 
     /// `path` below the lab's directory.
-    #[must_use]
-    pub fn join(&self, path: impl AsRef<Path>) -> PathBuf {
+    pub(crate) fn join(&self, path: impl AsRef<Path>) -> PathBuf {
         self.root.join(path)
     }
 
     /// What the mount table, process lists and cgroups show of this lab: `keelson-lab-<id>`.
-    #[must_use]
-    pub fn mark(&self) -> String {
+    pub(crate) fn mark(&self) -> String {
         format!("{PREFIX}{}", self.id)
     }
 
     /// The bridge's name.
-    #[must_use]
-    pub fn bridge(&self) -> String {
+    pub(crate) fn bridge(&self) -> String {
         format!("kl-{}", self.id)
     }
 
     /// The cgroup below which the Pods' cgroups are made, as the kubelet makes `/kubepods`.
-    #[must_use]
-    pub fn cgroup(&self) -> String {
+    pub(crate) fn cgroup(&self) -> String {
         format!("/{}", self.mark())
     }
 
     /// containerd's socket: CRI and its own API.
-    #[must_use]
-    pub fn containerd_socket(&self) -> PathBuf {
+    pub(crate) fn containerd_socket(&self) -> PathBuf {
         self.join("containerd.sock")
     }
 
     /// The socket on which containerd serves NRI.
-    #[must_use]
-    pub fn nri_socket(&self) -> PathBuf {
+    pub(crate) fn nri_socket(&self) -> PathBuf {
         self.join("nri.sock")
     }
 
     /// Where CSI's staging and publish directories, the device plugins' sockets and the like are.
-    #[must_use]
-    pub fn kubelet(&self) -> PathBuf {
+    pub(crate) fn kubelet(&self) -> PathBuf {
         self.join("kubelet")
     }
 
     /// What `keelson run --config` is given.
-    #[must_use]
-    pub fn config_file(&self) -> PathBuf {
+    pub(crate) fn config_file(&self) -> PathBuf {
         self.join("config.yaml")
     }
 
-    /// Makes the directory and takes its lock.
+    /// A program of the suite. A link in the lab's directory names where they are, so that a later `nodelab clean` finds
+    /// them too.
+    pub(crate) fn program(&self, name: &str) -> PathBuf {
+        self.join("programs").join(name)
+    }
+
+    /// Makes the directory, with `programs` as the place of the suite's programs, and takes its lock.
     ///
     /// # Errors
     ///
     /// When it exists or can't be made.
-    pub fn create(&self) -> Result<Lock> {
+    pub(crate) fn create(&self, programs: &Path) -> Result<Lock> {
         fs::create_dir(&self.root).with_context(|| format!("failed to create {}", self.root.display()))?;
         for directory in ["log", "kubelet/pods", "kubelet/device-plugins", "cni/bin", "cni/conf", "cdi", "pool"] {
             let path = self.join(directory);
             fs::create_dir_all(&path).with_context(|| format!("failed to create {}", path.display()))?;
         }
+        let link = self.join("programs");
+        symlink(programs, &link).with_context(|| format!("failed to create {}", link.display()))?;
         self.try_lock()?.with_context(|| format!("{} is locked right after its creation", self.root.display()))
     }
 
@@ -138,7 +132,7 @@ impl Layout {
     /// # Errors
     ///
     /// When the lock file can't be made.
-    pub fn try_lock(&self) -> Result<Option<Lock>> {
+    pub(crate) fn try_lock(&self) -> Result<Option<Lock>> {
         let path = self.join("lock");
         let file = File::create(&path).with_context(|| format!("failed to open {}", path.display()))?;
         match file.try_lock() {
@@ -153,7 +147,7 @@ impl Layout {
     /// # Errors
     ///
     /// When the routes can't be read, or cover all of them.
-    pub fn free_range(&self) -> Result<String> {
+    pub(crate) fn free_range(&self) -> Result<String> {
         let path = "/proc/net/route";
         let routes = routes(&fs::read_to_string(path).with_context(|| format!("failed to read {path}"))?)?;
         let start = u32::from_str_radix(&self.id[..4], 16).context("the id is hexadecimal")?;
@@ -177,7 +171,7 @@ impl Default for Layout {
 
 /// Held while a lab's process lives; the kernel gives it back when the process ends, however it ends.
 #[derive(Debug)]
-pub struct Lock(#[expect(dead_code, reason = "held, not read")] File);
+pub(crate) struct Lock(#[expect(dead_code, reason = "held, not read")] File);
 
 #[derive(Debug, PartialEq, Eq)]
 struct Route {

@@ -21,7 +21,7 @@ use crate::{qos::Compute, quantity::Quantity};
 
 /// All that a set of manifests asks for.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Manifests {
+pub struct Manifests {
     pub(crate) classes: BTreeMap<String, ClassManifest>,
     pub(crate) claims: BTreeMap<String, ClaimManifest>,
     pub(crate) pods: Vec<PodManifest>,
@@ -45,7 +45,7 @@ pub(crate) struct ClaimManifest {
 
 /// A Pod.
 #[derive(Clone, Debug)]
-pub(crate) struct PodManifest {
+pub struct PodManifest {
     pub(crate) name: String,
     pub(crate) namespace: String,
     pub(crate) labels: BTreeMap<String, String>,
@@ -80,12 +80,18 @@ pub(crate) struct MountManifest {
 }
 
 impl Manifests {
+    /// The Pods, in the order of the manifests.
+    #[must_use]
+    pub fn pods(&self) -> &[PodManifest] {
+        &self.pods
+    }
+
     /// Reads every `*.yaml` of a directory but `kustomization.yaml`, in the order of their names.
     ///
     /// # Errors
     ///
     /// As [`Manifests::add`], with the file's path.
-    pub(crate) fn read(directory: &Path) -> Result<Self> {
+    pub fn read(directory: &Path) -> Result<Self> {
         let mut files = Vec::new();
         for entry in fs::read_dir(directory).with_context(|| format!("failed to list {}", directory.display()))? {
             let path: PathBuf = entry?.path();
@@ -109,7 +115,7 @@ impl Manifests {
     ///
     /// When it is no YAML, a kind is none of the three, a field is not Kubernetes' own or none that nodelab
     /// acts on. A field that is silently ignored would make a sample say what it doesn't do.
-    pub(crate) fn add(&mut self, text: &str) -> Result<()> {
+    pub fn add(&mut self, text: &str) -> Result<()> {
         let documents: Vec<Value> = serde_saphyr::from_multiple(text).context("this is no YAML")?;
         for (index, document) in documents.into_iter().enumerate() {
             if document.is_null() {
@@ -142,8 +148,12 @@ impl Manifests {
         Ok(())
     }
 
-    /// That every claim and class that is named exists.
-    pub(crate) fn check_references(&self) -> Result<()> {
+    /// Checks that every claim and class that is named exists.
+    ///
+    /// # Errors
+    ///
+    /// The first that doesn't.
+    pub fn check_references(&self) -> Result<()> {
         for pod in &self.pods {
             for (volume, claim) in &pod.volumes {
                 ensure!(
@@ -243,7 +253,7 @@ fn parse<T: DeserializeOwned + Serialize>(mut document: Value, acted_on: &[&str]
     .context("a value has the wrong type")?;
     ensure!(unknown.is_empty(), "unknown field {}; Kubernetes has none of this name there", unknown.join(", "));
     let mut ignored = Vec::new();
-    leaves(&document, String::new(), &mut |path| {
+    leaves(&document, "", &mut |path| {
         if !acted_on.iter().any(|known| is_match(known, path)) {
             ignored.push(path.to_owned());
         }
@@ -274,16 +284,16 @@ fn quantities_to_text(document: &mut Value) {
 }
 
 /// Calls `visit` with the path of each leaf: `spec.containers[].name`.
-fn leaves(value: &Value, path: String, visit: &mut impl FnMut(&str)) {
+fn leaves(value: &Value, path: &str, visit: &mut impl FnMut(&str)) {
     match value {
         Value::Object(fields) => {
             for (name, value) in fields {
                 let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
-                leaves(value, path, visit);
+                leaves(value, &path, visit);
             }
         }
-        Value::Array(items) => items.iter().for_each(|item| leaves(item, format!("{path}[]"), visit)),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => visit(&path),
+        Value::Array(items) => items.iter().for_each(|item| leaves(item, &format!("{path}[]"), visit)),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => visit(path),
     }
 }
 

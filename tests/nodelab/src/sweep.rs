@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use keelson_host::HostRoot;
+use keelson_host::{HostRoot, Mount};
 use nix::{
     mount::{MntFlags, umount2},
     sys::signal::{Signal, kill},
@@ -76,8 +76,7 @@ fn kill_processes(layout: &Layout) -> Result<()> {
 fn unmount(directory: &Path) -> Result<()> {
     // A mount point may carry several mounts, and unmounting one may reveal another.
     loop {
-        let mounts = keelson_host::mounts(&HostRoot::system())?;
-        let Some(mount) = mounts.iter().rev().find(|mount| mount.point.starts_with(directory)) else { return Ok(()) };
+        let Some(mount) = mounts_below(directory)?.pop() else { return Ok(()) };
         umount2(&mount.point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)
             .with_context(|| format!("failed to unmount {}", mount.point.display()))?;
     }
@@ -109,10 +108,31 @@ fn detach_loops(directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Removes the bridge and what the network plugin keeps in nftables. The Pods' links went with their namespaces.
+/// Removes the bridge and what the network plugin keeps in nftables, which outlive the suite on purpose. The Pods' links
+/// go with their namespaces.
 pub(crate) fn remove_network(layout: &Layout) -> Result<()> {
-    let _ = layout;
+    let config = layout.config_file();
+    if !config.exists() {
+        // Died before the suite was started.
+        return Ok(());
+    }
+    let output = Command::new(layout.program("keelson"))
+        .arg("uninstall")
+        .arg("--config")
+        .arg(&config)
+        .output()
+        .with_context(|| format!("failed to run {}", layout.program("keelson").display()))?;
+    if !output.status.success() {
+        bail!("keelson uninstall failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
     Ok(())
+}
+
+/// The mounts at and below `directory`, in the order in which they were made.
+pub(crate) fn mounts_below(directory: &Path) -> Result<Vec<Mount>> {
+    let mut mounts = keelson_host::mounts(&HostRoot::system())?;
+    mounts.retain(|mount| mount.point.starts_with(directory));
+    Ok(mounts)
 }
 
 /// Undoes [`crate::containerd::share_mounts`].
@@ -130,15 +150,12 @@ pub(crate) fn unshare_mounts(layout: &Layout) -> Result<()> {
 /// # Errors
 ///
 /// When the kernel can't be asked: not to know is not the same as nothing.
-pub(crate) fn leftovers(layout: &Layout, range: &str) -> Result<Vec<String>> {
+pub(crate) fn leftovers(layout: &Layout) -> Result<Vec<String>> {
     let root = layout.root();
     let mut found: Vec<String> = Vec::new();
     found.extend(processes_of(root, &layout.mark())?.into_iter().map(|(pid, name)| format!("process {pid} ({name})")));
     found.extend(
-        keelson_host::mounts(&HostRoot::system())?
-            .into_iter()
-            .filter(|mount| mount.point.starts_with(root))
-            .map(|mount| format!("mount {} ({})", mount.point.display(), mount.kind)),
+        mounts_below(root)?.into_iter().map(|mount| format!("mount {} ({})", mount.point.display(), mount.kind)),
     );
     found.extend(loops_below(root)?.into_iter().map(|name| format!("loop device {name}")));
     found.extend(sockets_below(root)?.into_iter().map(|path| format!("socket {}", path.display())));
@@ -150,7 +167,7 @@ pub(crate) fn leftovers(layout: &Layout, range: &str) -> Result<Vec<String>> {
     found.extend(
         rules
             .lines()
-            .filter(|line| line.contains(range) || line.contains(&layout.bridge()) || line.contains(&layout.mark()))
+            .filter(|line| line.contains(&layout.bridge()) || line.contains(&layout.mark()))
             .map(|line| format!("nftables: {}", line.trim())),
     );
     Ok(found)

@@ -45,7 +45,7 @@ pub(crate) struct Driver {
 
 /// A volume made for a claim.
 #[derive(Clone, Debug)]
-pub(crate) struct Volume {
+pub struct Volume {
     /// The PersistentVolume's name, `pvc-<uid>`.
     pub(crate) name: String,
     /// The driver's id of it.

@@ -1,0 +1,364 @@
+//! `cargo xtask try`: the samples through the whole suite.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::{
+    keelson::{RESOURCE, wait_for},
+    lab::{Lab, RunningPod},
+    manifest::Manifests,
+    report::{Report, Stage},
+    scene::{Check, Scene},
+    sweep,
+    volumes::Volume,
+};
+
+/// What a trial is given.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The directory with `keelson` and `keelson-cni`.
+    pub programs: PathBuf,
+    /// The directory with the manifests: Pods `app` and `peer` and what they need.
+    pub samples: PathBuf,
+    /// Whether to leave the Pods running.
+    pub keep: bool,
+}
+
+/// The names of the stages beside those of [`Check`], in their order.
+const BEFORE: [&str; 4] = ["runtime", "suite", "claim", "pods"];
+const RESTART: &str = "restart";
+const AFTER: [&str; 2] = ["deletion", "end"];
+
+/// What is left of a trial.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The stages.
+    pub report: Report,
+    /// How to look at what was kept, if it was.
+    pub kept: Option<String>,
+}
+
+/// Runs a trial, calling `progress` with a line before each step.
+///
+/// It never fails: what goes wrong is a stage that isn't ok, and the stages that it keeps from running say so. Dropping
+/// the future sweeps everything away.
+pub async fn run(options: &Options, progress: &dyn Fn(&str)) -> Outcome {
+    let mut trial = Trial { stages: Vec::new(), progress };
+    let kept = trial.run(options).await;
+    let mut names: Vec<&str> = BEFORE.to_vec();
+    names.extend(Check::ALL.map(Check::name));
+    names.push(RESTART);
+    if !options.keep {
+        names.extend(AFTER);
+    }
+    for name in names {
+        if !trial.stages.iter().any(|stage| stage.stage == name) {
+            trial.stages.push(Stage { stage: name.to_owned(), ok: false, saw: "not reached".to_owned() });
+        }
+    }
+    Outcome { report: Report(trial.stages), kept }
+}
+
+struct Trial<'a> {
+    stages: Vec<Stage>,
+    progress: &'a dyn Fn(&str),
+}
+
+/// What the Pods have in the kernel and in the stores, to look for when they are gone.
+#[derive(Debug)]
+struct Traces {
+    links: Vec<String>,
+    /// Ids that no store may still hold.
+    ids: BTreeSet<String>,
+}
+
+impl Trial<'_> {
+    /// Returns how to look, if the lab was kept.
+    async fn run(&mut self, options: &Options) -> Option<String> {
+        let started = async {
+            let manifests = Manifests::read(&options.samples)?;
+            let lab = Lab::start(&options.programs, self.progress).await?;
+            let version = lab.cri.version().await?;
+            let saw = format!("{version} with CNI, NRI and CDI, all in {}", lab.layout.root().display());
+            Ok(((manifests, lab), saw))
+        };
+        let (manifests, mut lab) = {
+            let result = started.await;
+            self.record("runtime", result)?
+        };
+        let result = suite(&mut lab);
+        self.record("suite", result.map(|saw| ((), saw)))?;
+
+        (self.progress)("Making the volume");
+        let result = claim(&lab, &manifests).await;
+        let volumes = self.record("claim", result)?;
+        (self.progress)("Starting the Pods");
+        let result = async {
+            let mut pods = Vec::new();
+            for manifest in &manifests.pods {
+                pods.push(lab.create_pod(manifest, &volumes).await?);
+            }
+            let saw = pods.iter().map(describe).collect::<Vec<_>>().join("; ");
+            let scene = Scene::set(&lab, pods).await?;
+            Ok((scene, saw))
+        };
+        let result = result.await;
+        let scene = self.record("pods", result)?;
+
+        for check in Check::ALL {
+            (self.progress)(&format!("Verifying: {}", check.name()));
+            let result = scene.check(&lab, check).await;
+            self.record(check.name(), result.map(|saw| ((), saw)));
+        }
+        (self.progress)("Killing the storage process, and verifying all of it again");
+        let result = restart(&mut lab, &scene).await;
+        self.record(RESTART, result.map(|saw| ((), saw)));
+
+        if options.keep {
+            let how = how_to_look(&mut lab, &scene);
+            return match how.and_then(|how| lab.leave().map(|()| how)) {
+                Ok(how) => Some(how),
+                Err(error) => {
+                    self.record::<()>("end", Err(error));
+                    None
+                }
+            };
+        }
+        (self.progress)("Deleting the Pods and the volume");
+        let result = delete(&lab, &scene, volumes.into_values().collect()).await;
+        self.record("deletion", result.map(|saw| ((), saw)));
+        (self.progress)("Stopping the suite and containerd");
+        let result = end(lab).await;
+        self.record("end", result.map(|saw| ((), saw)));
+        None
+    }
+
+    fn record<T>(&mut self, name: &str, result: Result<(T, String)>) -> Option<T> {
+        let (value, ok, saw) = match result {
+            Ok((value, saw)) => (Some(value), true, saw),
+            Err(error) => (None, false, format!("{error:#}")),
+        };
+        self.stages.push(Stage { stage: name.to_owned(), ok, saw });
+        value
+    }
+}
+
+/// The suite's processes, and what the kubelet's side knows of them.
+fn suite(lab: &mut Lab) -> Result<String> {
+    let mut processes = Vec::new();
+    for plugin in ["network", "storage", "devices", "pinning"] {
+        let pid = lab.keelson()?.plugin_pid(plugin)?.with_context(|| format!("{plugin} has no process"))?;
+        processes.push(format!("{plugin} ({pid})"));
+    }
+    let devices = lab.devices.allocatable().get(RESOURCE).copied().unwrap_or(0);
+    Ok(format!(
+        "keelson run has {}, each a process of its own and ready; driver {}, {devices} {RESOURCE} allocatable",
+        processes.join(", "),
+        lab.driver.name()
+    ))
+}
+
+async fn claim(lab: &Lab, manifests: &Manifests) -> Result<(std::collections::BTreeMap<String, Volume>, String)> {
+    let volumes = lab.provision(manifests).await?;
+    let mut seen = Vec::new();
+    for (claim, volume) in &volumes {
+        seen.push(format!("claim {claim} is bound to volume {} of {} bytes", volume.id, volume.capacity_bytes));
+    }
+    if let Some(listed) = lab.driver.list().await? {
+        ensure!(
+            volumes.values().all(|volume| listed.contains(&volume.id)),
+            "ListVolumes has {listed:?}, not all of what was created"
+        );
+        seen.push("ListVolumes has it".to_owned());
+    }
+    Ok((volumes, seen.join("; ")))
+}
+
+fn describe(pod: &RunningPod) -> String {
+    let addresses: Vec<String> = pod.addresses.iter().map(ToString::to_string).collect();
+    format!("{} ({}) runs at {}", pod.manifest.name, pod.class.name(), addresses.join(", "))
+}
+
+/// Kills the supervisor's storage process and verifies everything again.
+async fn restart(lab: &mut Lab, scene: &Scene) -> Result<String> {
+    let pids = [scene.app.container()?.pid, scene.peer.container()?.pid];
+    let (old, new) = lab.kill_plugin("storage").await?;
+    for check in Check::ALL {
+        scene.check(lab, check).await.with_context(|| format!("after the restart: {}", check.name()))?;
+    }
+    for pod in [&scene.app, &scene.peer] {
+        let container = pod.container()?;
+        ensure!(pids.contains(&lab.cri.pid(&container.id).await?), "{} was restarted", pod.manifest.name);
+    }
+    if let Some(listed) = lab.driver.list().await? {
+        for volume in &scene.app.volumes {
+            ensure!(listed.contains(&volume.id), "the new process does not know volume {}", volume.id);
+        }
+    }
+    Ok(format!(
+        "the storage process {old} was killed with SIGKILL and came back as {new}; everything above was seen again"
+    ))
+}
+
+/// Deletes the Pods and volumes, and looks for anything that is left of them.
+async fn delete(lab: &Lab, scene: &Scene, volumes: Vec<Volume>) -> Result<String> {
+    let bridge = lab.layout.bridge();
+    let mut traces = Traces {
+        links: sweep::links_of(&lab.layout)?.into_iter().filter(|name| *name != bridge).collect(),
+        ids: BTreeSet::new(),
+    };
+    ensure!(traces.links.len() >= 2, "the bridge has {} links for 2 Pods", traces.links.len());
+    for pod in [&scene.app, &scene.peer] {
+        traces.ids.extend([pod.uid.clone(), pod.sandbox.clone(), pod.container()?.id.clone()]);
+        lab.delete_pod(pod).await?;
+    }
+    for volume in &volumes {
+        traces.ids.extend([volume.id.clone(), volume.name.clone()]);
+        lab.delete_volume(volume).await?;
+    }
+    // Some of it goes shortly after the call that says so: a link with the last process of its namespace, for one.
+    let gone = wait_for("all to be gone", async || {
+        matches!(remains(lab, &traces).await, Ok(remains) if remains.is_empty()).then_some(())
+    });
+    if gone.await.is_err() {
+        let remains = remains(lab, &traces).await?;
+        ensure!(remains.is_empty(), "still there: {}", remains.join(", "));
+    }
+    let listed = lab.driver.list().await?;
+    ensure!(listed.as_ref().is_none_or(Vec::is_empty), "ListVolumes still has {listed:?}");
+    Ok(format!(
+        "no link ({} before), namespace, mount, loop device, cgroup or process of theirs; none of {} ids in any store; \
+         ListVolumes is empty",
+        traces.links.len(),
+        traces.ids.len()
+    ))
+}
+
+/// What is left of Pods and volumes that were deleted.
+async fn remains(lab: &Lab, traces: &Traces) -> Result<Vec<String>> {
+    let root = lab.layout.root();
+    let mut found = Vec::new();
+    for link in &traces.links {
+        if Path::new("/sys/class/net").join(link).exists() {
+            found.push(format!("link {link}"));
+        }
+    }
+    // The lab's own mount is all that may be left.
+    found.extend(
+        sweep::mounts_below(root)?
+            .into_iter()
+            .filter(|mount| mount.point != root)
+            .map(|mount| format!("mount {} ({})", mount.point.display(), mount.kind)),
+    );
+    found.extend(sweep::loops_below(root)?.into_iter().map(|name| format!("loop device {name}")));
+    for id in &traces.ids {
+        for cgroup in lab.cgroup_directories(&lab.layout.cgroup()) {
+            if holds_name(&cgroup, id)? {
+                found.push(format!("cgroup of {id} in {}", cgroup.display()));
+            }
+        }
+    }
+    found.extend(lab.cri.sandboxes().await?.into_iter().map(|id| format!("sandbox {id}")));
+    for store in ["keelson", "pool", "cdi", "cni/cache", "kubelet"] {
+        let store = root.join(store);
+        for id in &traces.ids {
+            if let Some(file) = mentions(&store, id)? {
+                found.push(format!("{id} in {}", file.display()));
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Whether a directory below `directory` has `id` in its name.
+fn holds_name(directory: &Path, id: &str) -> Result<bool> {
+    for entry in fs::read_dir(directory).with_context(|| format!("failed to list {}", directory.display()))? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir()
+            && (entry.file_name().to_string_lossy().contains(id) || holds_name(&entry.path(), id)?)
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// The first file below `directory` whose name or content has `id` in it.
+fn mentions(directory: &Path, id: &str) -> Result<Option<PathBuf>> {
+    let entries = match fs::read_dir(directory) {
+        // Removed since its parent was listed, or never made.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        entries => entries.with_context(|| format!("failed to list {}", directory.display()))?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        let path = entry.path();
+        if entry.file_name().to_string_lossy().contains(id) {
+            return Ok(Some(path));
+        }
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            if let Some(found) = mentions(&path, id)? {
+                return Ok(Some(found));
+            }
+        } else if kind.is_file() {
+            match fs::read(&path) {
+                Ok(content) if content.windows(id.len()).any(|window| window == id.as_bytes()) => {
+                    return Ok(Some(path));
+                }
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error).with_context(|| format!("failed to read {}", path.display()));
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Ends the lab in order and looks for anything that is left of the suite.
+async fn end(lab: Lab) -> Result<String> {
+    let mark = lab.layout.mark();
+    let bridge = lab.layout.bridge();
+    let left = lab.stop().await?;
+    if !left.is_empty() {
+        bail!("still there: {}", left.join(", "));
+    }
+    Ok(format!(
+        "keelson and containerd ended on SIGTERM; no link (bridge {bridge}), nftables rule, mount, namespace, loop device, \
+         cgroup, socket or process of {mark} is left in the kernel"
+    ))
+}
+
+/// The commands with which one looks at what was kept.
+fn how_to_look(lab: &mut Lab, scene: &Scene) -> Result<String> {
+    let layout = lab.layout.clone();
+    let root = layout.root().display().to_string();
+    let ctr = keelson_testkit::Tool::Containerd.ensure()?.join("ctr");
+    let ctr = format!("{} --address {root}/containerd.sock --namespace k8s.io", ctr.display());
+    let (app, peer) = (scene.app.container()?, scene.peer.container()?);
+    let address = scene.app.addresses.first().context("app has no address")?;
+    let metrics = lab.keelson()?.address();
+    Ok(format!(
+        "The Pods are left running in {root}. To look:
+  what runs            {ctr} tasks list
+  a shell in app       {ctr} tasks exec --tty --exec-id look {app} sh
+  the same for peer    {ctr} tasks exec --tty --exec-id look {peer} sh
+  app's network        nsenter --target {app_pid} --net ip address
+  app's file           curl --silent http://{address}:8080/payload | sha256sum
+  app's volume         nsenter --target {app_pid} --mount findmnt /data
+  app's CPU            grep Cpus_allowed_list /proc/{app_pid}/status
+  with cri-tools       crictl --runtime-endpoint unix://{root}/containerd.sock pods
+  the suite's health   curl http://{metrics}/readyz
+  its config and logs  {root}/config.yaml, {root}/log/
+To clean up: cargo xtask try --clean",
+        app = app.id,
+        peer = peer.id,
+        app_pid = app.pid,
+    ))
+}
