@@ -5,16 +5,18 @@
 mod common;
 
 use std::{
+    fs,
     io::{Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     thread,
 };
 
-use common::{Node, addresses, ip};
+use common::{Node, addresses, feed, ip};
 use keelson_testkit::{Netns, is_root, skip_unless};
 use serde_json::{Value, json};
 
 /// Connects from `client` to `address` in `server`, and gives the address that the server saw.
+#[track_caller]
 fn talk(client: &Netns, server: &Netns, address: IpAddr) -> IpAddr {
     let listener = server.run(|| TcpListener::bind(SocketAddr::new(address, 0)).unwrap());
     let port = listener.local_addr().unwrap().port();
@@ -32,6 +34,10 @@ fn talk(client: &Netns, server: &Netns, address: IpAddr) -> IpAddr {
     })
 }
 
+fn parse(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
 #[test]
 fn two_pods_talk_and_leave_nothing() {
     skip_unless!(is_root(), "needs root");
@@ -40,15 +46,15 @@ fn two_pods_talk_and_leave_nothing() {
     let pods = [Netns::new().unwrap(), Netns::new().unwrap()];
     let results: Vec<Value> = (0..2).map(|i| node.add(&format!("c{i}"), &pods[i], &config)).collect();
     let [first, second] = [addresses(&results[0]), addresses(&results[1])];
-    assert_eq!(first, ["10.77.0.2".parse::<IpAddr>().unwrap(), "fd77::2".parse().unwrap()]);
-    assert_eq!(second, ["10.77.0.3".parse::<IpAddr>().unwrap(), "fd77::3".parse().unwrap()]);
+    assert_eq!(first, [parse("10.77.0.2"), parse("fd77::2")]);
+    assert_eq!(second, [parse("10.77.0.3"), parse("fd77::3")]);
     for family in 0..2 {
+        // No masquerading inside the network: the server sees the Pod's own address.
         assert_eq!(talk(&pods[0], &pods[1], second[family]), first[family]);
-        assert_eq!(talk(&node.host, &pods[0], first[family]).is_ipv4(), first[family].is_ipv4());
+        talk(&node.host, &pods[0], first[family]);
     }
-    let gateways: Vec<IpAddr> = vec!["10.77.0.1".parse().unwrap(), "fd77::1".parse().unwrap()];
-    for gateway in gateways {
-        talk(&pods[0], &node.host, gateway);
+    for gateway in ["10.77.0.1", "fd77::1"] {
+        talk(&pods[0], &node.host, parse(gateway));
     }
     for (index, pod) in pods.iter().enumerate() {
         let mut check = config.clone();
@@ -57,5 +63,338 @@ fn two_pods_talk_and_leave_nothing() {
         node.call("DEL", &format!("c{index}"), Some(pod.path()), &check).silent();
         assert!(!ip(pod, &["link"]).contains("eth0"));
     }
+    assert_eq!((node.records(), node.taken()), (vec![], vec![]));
     assert_eq!(node.traces(), ["link \"kt0\"", "store", "nftables"]);
+}
+
+#[test]
+fn the_result_says_what_the_kernel_has_in_every_version() {
+    skip_unless!(is_root(), "needs root");
+    for version in ["0.4.0", "1.0.0", "1.1.0"] {
+        let node = Node::new();
+        let mut config = node.config();
+        config["cniVersion"] = json!(version);
+        config["mtu"] = json!(1400);
+        let pod = Netns::new().unwrap();
+        let result = node.add("c", &pod, &config);
+        assert_eq!(result["cniVersion"], version);
+        let names: Vec<&str> =
+            result["interfaces"].as_array().unwrap().iter().map(|i| i["name"].as_str().unwrap()).collect();
+        assert_eq!((names[0], names[2]), ("kt0", "eth0"));
+        assert_eq!(result["interfaces"][2]["sandbox"], pod.path().to_str().unwrap());
+        assert_eq!(result["interfaces"][0].get("sandbox"), None);
+        for (index, namespace) in [(0, &node.host), (1, &node.host), (2, &pod)] {
+            let link: Value =
+                serde_json::from_str(&ip(namespace, &["-j", "-d", "link", "show", names[index]])).unwrap();
+            assert_eq!(result["interfaces"][index]["mac"], link[0]["address"]);
+            assert_eq!(link[0]["mtu"], 1400);
+            let expected = if version == "1.1.0" { json!(1400) } else { Value::Null };
+            assert_eq!(result["interfaces"][index]["mtu"], expected);
+        }
+        let port: Value = serde_json::from_str(&ip(&node.host, &["-j", "-d", "link", "show", names[1]])).unwrap();
+        assert_eq!(port[0]["master"], "kt0");
+        assert_eq!(port[0]["linkinfo"]["info_slave_data"]["hairpin"], true);
+        assert_eq!(port[0]["ifalias"], "keelson:test:ns/pod-c");
+        // Addresses work at once, with no wait for duplicate address detection.
+        let found: Value = serde_json::from_str(&ip(&pod, &["-j", "addr", "show", "eth0"])).unwrap();
+        let six = found[0]["addr_info"].as_array().unwrap().iter().find(|a| a["local"] == "fd77::2").unwrap();
+        assert_eq!((&six["nodad"], six.get("tentative")), (&json!(true), None));
+        for family in ["-4", "-6"] {
+            let routes: Value = serde_json::from_str(&ip(&pod, &["-j", family, "route", "show", "default"])).unwrap();
+            assert_eq!(routes[0]["protocol"], "107");
+            assert_eq!(routes[0]["dev"], "eth0");
+        }
+    }
+}
+
+/// A namespace outside, tied to the host's, that knows no way back to the Pods.
+fn world(node: &Node) -> Netns {
+    let world = Netns::new().unwrap();
+    ip(&node.host, &["link", "add", "up0", "type", "veth", "peer", "name", "up1"]);
+    // `ip link set netns` takes a name below /run/netns or a process: give it a process that lives there.
+    let mut holder = world.command("sleep").arg("1000").spawn().unwrap();
+    ip(&node.host, &["link", "set", "up1", "netns", &holder.id().to_string()]);
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    for (namespace, link, four, six) in
+        [(&node.host, "up0", "192.0.2.1/24", "2001:db8::1/64"), (&world, "up1", "192.0.2.2/24", "2001:db8::2/64")]
+    {
+        ip(namespace, &["addr", "add", four, "dev", link]);
+        ip(namespace, &["addr", "add", six, "dev", link, "nodad"]);
+        ip(namespace, &["link", "set", link, "up"]);
+    }
+    world
+}
+
+#[test]
+fn the_world_outside_sees_the_node() {
+    skip_unless!(is_root(), "needs root");
+    let node = Node::new();
+    let world = world(&node);
+    let pod = Netns::new().unwrap();
+    node.add("c", &pod, &node.config());
+    assert_eq!(node.rules(), ["keelson"]);
+    assert_eq!(talk(&pod, &world, parse("192.0.2.2")), parse("192.0.2.1"));
+    assert_eq!(talk(&pod, &world, parse("2001:db8::2")), parse("2001:db8::1"));
+    // What somebody flushed is back with the next ADD.
+    node.host.run(|| {
+        let settings = settings(&node, "10.77.0.0/24");
+        keelson_cni::uninstall(&settings).unwrap()
+    });
+    let second = Netns::new().unwrap();
+    node.add("d", &second, &node.config());
+    assert_eq!(talk(&second, &world, parse("192.0.2.2")), parse("192.0.2.1"));
+}
+
+#[test]
+fn without_masquerading_the_world_sees_the_pod() {
+    skip_unless!(is_root(), "needs root");
+    let node = Node::new();
+    let world = world(&node);
+    ip(&world, &["route", "add", "10.77.0.0/24", "via", "192.0.2.1"]);
+    let pod = Netns::new().unwrap();
+    let mut config = node.config();
+    config["ipMasq"] = json!(false);
+    node.add("c", &pod, &config);
+    assert!(node.rules().is_empty());
+    assert_eq!(talk(&pod, &world, parse("192.0.2.2")), parse("10.77.0.2"));
+}
+
+fn settings(node: &Node, range: &str) -> keelson_cni::NetworkSettings {
+    let section = keelson_cni::NetworkSection {
+        name: "another".to_owned(),
+        bridge: "kt9".to_owned(),
+        ranges: vec![range.to_owned()],
+        ..keelson_cni::NetworkSection::default()
+    };
+    let root = keelson_host::HostRoot::at(node.directory.path());
+    section.validate(&keelson_host::Node { name: "n".to_owned(), state_dir: "/state".into(), root }).unwrap()
+}
+
+#[test]
+fn a_layer_2_attachment_has_a_link_and_no_address() {
+    skip_unless!(is_root(), "needs root");
+    for ipam in [Value::Null, json!({})] {
+        let node = Node::new();
+        let pod = Netns::new().unwrap();
+        let mut config = node.config();
+        config["ipam"] = ipam;
+        // Layer-2 records have no `ipam.dataDir`: they live in the default place.
+        config["name"] = json!(format!("l2-{}", std::process::id()));
+        let result = node.add("c", &pod, &config);
+        assert_eq!(result.get("ips"), None);
+        assert_eq!(result["interfaces"].as_array().unwrap().len(), 3);
+        assert!(ip(&pod, &["link", "show", "eth0"]).contains("state UP"));
+        assert!(!ip(&pod, &["-4", "addr"]).contains("eth0"));
+        let mut check = config.clone();
+        check["prevResult"] = result;
+        node.call("CHECK", "c", Some(pod.path()), &check).silent();
+        node.call("DEL", "c", Some(pod.path()), &config).silent();
+        assert!(!ip(&pod, &["link"]).contains("eth0"));
+        let _ = fs::remove_dir_all(format!("/run/keelson/network/l2-{}", std::process::id()));
+    }
+}
+
+#[test]
+fn addresses_asked_for_are_given_once() {
+    skip_unless!(is_root(), "needs root");
+    let node = Node::new();
+    let pods = [Netns::new().unwrap(), Netns::new().unwrap()];
+    let mut config = node.config();
+    config["RuntimeConfig"] = json!({"ips": ["10.77.0.99/24"], "mac": "02:00:00:00:00:42"});
+    let result = node.add("c0", &pods[0], &config);
+    assert_eq!(addresses(&result), [parse("10.77.0.99"), parse("fd77::2")]);
+    assert_eq!(result["interfaces"][2]["mac"], "02:00:00:00:00:42");
+    let refused = node.call("ADD", "c1", Some(pods[1].path()), &config);
+    assert_eq!(refused.code(), 11);
+    assert!(refused.json()["msg"].as_str().unwrap().contains("in use by ns/pod-c0"), "{refused:?}");
+    assert_eq!(node.records(), ["c0@eth0"]);
+}
+
+#[test]
+fn a_second_interface_of_a_pod_is_an_attachment_of_its_own() {
+    skip_unless!(is_root(), "needs root");
+    let node = Node::new();
+    let config = node.config();
+    let pod = Netns::new().unwrap();
+    let first = node.add("c", &pod, &config);
+    let mut command = node.command("ADD", "c", Some(pod.path()));
+    command.env("CNI_IFNAME", "net1");
+    let second = feed(command, config.to_string().as_bytes()).json();
+    assert_eq!(addresses(&second), [parse("10.77.0.3"), parse("fd77::3")]);
+    for (ifname, result) in [("eth0", &first), ("net1", &second)] {
+        let mut check = config.clone();
+        check["prevResult"] = result.clone();
+        let mut command = node.command("CHECK", "c", Some(pod.path()));
+        command.env("CNI_IFNAME", ifname);
+        feed(command, check.to_string().as_bytes()).silent();
+    }
+    node.call("DEL", "c", None, &config).silent();
+    assert_eq!(node.records(), ["c@net1"]);
+    assert!(ip(&pod, &["link"]).contains("net1"));
+}
+
+#[test]
+fn del_needs_neither_namespace_nor_a_valid_config() {
+    skip_unless!(is_root(), "needs root");
+    let node = Node::new();
+    let config = node.config();
+    // Never added: nothing to do, and nothing made.
+    node.call("DEL", "c", None, &config).silent();
+    assert_eq!(node.traces(), Vec::<String>::new());
+
+    let pod = Netns::new().unwrap();
+    node.add("c", &pod, &config);
+    node.call("DEL", "c", None, &config).silent();
+    node.call("DEL", "c", None, &config).silent();
+    assert!(!ip(&pod, &["link"]).contains("eth0"));
+
+    // The namespace is gone, path and all.
+    let path = pod.path().to_owned();
+    node.add("c", &pod, &config);
+    drop(pod);
+    node.call("DEL", "c", Some(&path), &config).silent();
+
+    // Somebody broke the ranges since.
+    let pod = Netns::new().unwrap();
+    node.add("c", &pod, &config);
+    let mut broken = config.clone();
+    broken["ipam"]["ranges"] = json!([[{"subnet": "nonsense"}]]);
+    node.call("DEL", "c", Some(pod.path()), &broken).silent();
+    assert_eq!((node.records(), node.taken()), (vec![], vec![]));
+
+    // The path leads to the host by now: clean by record, touch nothing there.
+    node.add("c", &pod, &config);
+    node.call("DEL", "c", Some(node.host.path()), &config).silent();
+    assert_eq!((node.records(), node.taken()), (vec![], vec![]));
+    assert_eq!(node.traces(), ["link \"kt0\"", "store", "nftables"]);
+
+    // The record is gone, or not readable: the link is found all the same, and the address is free again.
+    for damage in [None, Some("{")] {
+        node.add("c", &pod, &config);
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+        let record = node.data_dir().join("test").join(boot.trim_end()).join("attachments/c@eth0");
+        match damage {
+            None => fs::remove_file(record).unwrap(),
+            Some(text) => fs::write(record, text).unwrap(),
+        }
+        node.call("DEL", "c", Some(pod.path()), &config).silent();
+        assert!(!ip(&pod, &["link"]).contains("eth0"));
+        assert_eq!(node.records(), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn a_repeated_add_gives_the_same_result_or_changes_nothing() {
+    skip_unless!(is_root(), "needs root");
+    let node = Node::new();
+    let config = node.config();
+    let pod = Netns::new().unwrap();
+    let result = node.add("c", &pod, &config);
+    assert_eq!(node.add("c", &pod, &config), result);
+    ip(&pod, &["addr", "del", "10.77.0.2/24", "dev", "eth0"]);
+    let before = node.traces();
+    assert_eq!(node.call("ADD", "c", Some(pod.path()), &config).code(), 104);
+    assert_eq!(node.traces(), before);
+    assert_eq!(node.records(), ["c@eth0"]);
+}
+
+#[test]
+fn check_names_what_somebody_changed() {
+    skip_unless!(is_root(), "needs root");
+    let cases: [(&[&str], bool, &str); 8] = [
+        (&["link", "set", "eth0", "down"], true, "eth0 is down"),
+        (&["addr", "del", "10.77.0.2/24", "dev", "eth0"], true, "eth0 lacks the address 10.77.0.2/24"),
+        (&["-6", "addr", "del", "fd77::2/64", "dev", "eth0"], true, "eth0 lacks the address fd77::2/64"),
+        (&["route", "del", "default"], true, "the container lacks the route to 0.0.0.0/0 via 10.77.0.1"),
+        (&["link", "set", "eth0", "address", "02:00:00:00:00:01"], true, "instead of 6a:6c:0a:4d:00:02"),
+        (&["link", "del", "eth0"], true, "the container has no interface eth0"),
+        (&["addr", "flush", "dev", "kt0"], false, "the bridge kt0 lacks the gateway address 10.77.0.1"),
+        (&["link", "del", "kt0"], false, "the host has no bridge kt0"),
+    ];
+    for (tamper, inside, expected) in cases {
+        let node = Node::new();
+        let pod = Netns::new().unwrap();
+        let mut config = node.config();
+        config["prevResult"] = node.add("c", &pod, &config);
+        node.call("CHECK", "c", Some(pod.path()), &config).silent();
+        ip(if inside { &pod } else { &node.host }, tamper);
+        let answer = node.call("CHECK", "c", Some(pod.path()), &config);
+        assert_eq!(answer.code(), 105);
+        assert!(answer.json()["details"].as_str().unwrap().contains(expected), "{expected}: {answer:?}");
+    }
+}
+
+#[test]
+fn check_tolerates_what_later_plugins_add() {
+    skip_unless!(is_root(), "needs root");
+    let node = Node::new();
+    let pod = Netns::new().unwrap();
+    let mut config = node.config();
+    let mut result = node.add("c", &pod, &config);
+    ip(&pod, &["addr", "add", "10.99.0.1/32", "dev", "eth0"]);
+    ip(&pod, &["route", "add", "10.98.0.0/16", "via", "10.77.0.1"]);
+    result["interfaces"].as_array_mut().unwrap().push(json!({"name": "other0", "mac": "02:00:00:00:00:09"}));
+    config["prevResult"] = result.clone();
+    node.call("CHECK", "c", Some(pod.path()), &config).silent();
+    // A result that isn't this attachment's is told.
+    result["ips"].as_array_mut().unwrap().remove(0);
+    config["prevResult"] = result;
+    assert_eq!(node.call("CHECK", "c", Some(pod.path()), &config).code(), 105);
+    config["prevResult"] = Value::Null;
+    assert_eq!(node.call("CHECK", "c", Some(pod.path()), &config).code(), 7);
+}
+
+#[test]
+fn gc_frees_exactly_what_is_not_valid() {
+    skip_unless!(is_root(), "needs root");
+    let node = Node::new();
+    let mut config = node.config();
+    let pods: Vec<Netns> = (0..3).map(|_| Netns::new().unwrap()).collect();
+    for (index, pod) in pods.iter().enumerate() {
+        node.add(&format!("c{index}"), pod, &config);
+    }
+    // No word is not the word "none".
+    node.call("GC", "", None, &config).silent();
+    assert_eq!(node.records().len(), 3);
+    config["cni.dev/valid-attachments"] =
+        json!([{"containerID": "c1", "ifname": "eth0"}, {"containerID": "c0", "ifname": "net1"}]);
+    node.call("GC", "", None, &config).silent();
+    assert_eq!(node.records(), ["c1@eth0"]);
+    assert_eq!(node.taken(), ["10.77.0.3", "fd77::3"]);
+    assert!(!ip(&pods[0], &["link"]).contains("eth0"));
+    assert!(ip(&pods[1], &["link"]).contains("eth0"));
+    config["cni.dev/valid-attachments"] = json!([]);
+    node.call("GC", "", None, &config).silent();
+    assert_eq!((node.records(), node.taken()), (vec![], vec![]));
+}
+
+#[test]
+fn status_tells_the_truth() {
+    skip_unless!(is_root(), "needs root");
+    let node = Node::new();
+    let config = node.config();
+    node.call("STATUS", "", None, &config).silent();
+    assert_eq!(node.traces(), Vec::<String>::new(), "STATUS made something");
+    let pod = Netns::new().unwrap();
+    node.add("c", &pod, &config);
+    node.call("STATUS", "", None, &config).silent();
+    ip(&node.host, &["link", "del", "kt0"]);
+    assert_eq!(node.call("STATUS", "", None, &config).code(), 51);
+    ip(&node.host, &["link", "add", "kt0", "type", "veth", "peer", "name", "kt1"]);
+    assert_eq!(node.call("STATUS", "", None, &config).code(), 50);
+    let mut elsewhere = config.clone();
+    let file = node.directory.path().join("file");
+    fs::write(&file, "").unwrap();
+    elsewhere["bridge"] = json!("kt2");
+    elsewhere["ipam"]["dataDir"] = json!(file);
+    assert_eq!(node.call("STATUS", "", None, &elsewhere).code(), 50);
+}
+
+#[test]
+fn nobodys_call_is_told_what_this_is() {
+    let command = std::process::Command::new(env!("CARGO_BIN_EXE_keelson-cni"));
+    let answer = feed(command, b"");
+    assert_eq!((answer.status, answer.stdout.as_str()), (0, ""));
+    assert!(answer.stderr.contains("0.4.0, 1.0.0, 1.1.0"), "{answer:?}");
 }

@@ -73,19 +73,29 @@ pub(crate) fn all(socket: &mut RouteSocket) -> Result<Vec<FoundRoute>, KernelErr
             let mut route =
                 FoundRoute { dst: unspecified, gateway: None, link: None, table: u32::from(message.header.table) };
             let mut network = unspecified.addr();
+            let mut next_hops = Vec::new();
             for attribute in message.attributes {
                 match attribute {
                     RouteAttribute::Destination(address) => network = ip(&address).unwrap_or(network),
                     RouteAttribute::Gateway(address) => route.gateway = ip(&address),
                     RouteAttribute::Oif(index) => route.link = Some(index),
                     RouteAttribute::Table(table) => route.table = table,
+                    RouteAttribute::MultiPath(hops) => next_hops = hops,
                     _ => {}
                 }
             }
-            if let Ok(dst) = IpNet::new(network, message.header.destination_prefix_length) {
-                route.dst = dst;
-                found.push(route);
-            }
+            let Ok(dst) = IpNet::new(network, message.header.destination_prefix_length) else { continue };
+            route.dst = dst;
+            // Routes to one place by several gateways are told as one.
+            found.extend(next_hops.into_iter().map(|hop| FoundRoute {
+                gateway: hop.attributes.iter().find_map(|attribute| match attribute {
+                    RouteAttribute::Gateway(address) => ip(address),
+                    _ => None,
+                }),
+                link: Some(hop.interface_index),
+                ..route.clone()
+            }));
+            found.push(route);
         }
     }
     Ok(found)

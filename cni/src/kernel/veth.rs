@@ -14,6 +14,10 @@ use netlink_packet_route::{
 use super::{KernelError, RouteSocket, netns::Namespace};
 use crate::config::mac::Mac;
 
+/// The longest alias of a link: `IFALIASZ` is 256 with the terminating NUL (linux/if.h). A Pod's namespace and name may
+/// be longer.
+const LONGEST_ALIAS: usize = 255;
+
 /// Both ends of a pair.
 #[derive(Clone, Debug)]
 pub(crate) struct VethPair<'a> {
@@ -67,7 +71,7 @@ pub(crate) fn configure_host_end(
 ) -> Result<(), KernelError> {
     let mut message = LinkMessage::default();
     message.attributes.push(LinkAttribute::IfName(name.to_owned()));
-    message.attributes.push(LinkAttribute::IfAlias(alias.to_owned()));
+    message.attributes.push(LinkAttribute::IfAlias(alias[..alias.floor_char_boundary(LONGEST_ALIAS)].to_owned()));
     message.attributes.push(LinkAttribute::LinkInfo(vec![
         LinkInfo::PortKind(InfoPortKind::Bridge),
         LinkInfo::PortData(InfoPortData::BridgePort(vec![

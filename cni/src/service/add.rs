@@ -3,7 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use ipnet::IpNet;
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL};
 use nix::errno::Errno;
 use serde_json::Value;
 
@@ -86,7 +86,12 @@ pub(super) fn add(config: &NetworkConfig, call: &AttachmentCall) -> Result<Value
 }
 
 /// Removes the attachment's link, and with it everything in the container, and then its record.
+///
+/// A complete attachment's record first says that it no longer is: whoever finds it after a kill undoes the rest.
 pub(super) fn undo(store: &Store, host: &mut RouteSocket, record: &Record) -> Result<(), Failure> {
+    if record.state == AttachmentState::Active {
+        store.write(&Record { state: AttachmentState::Pending, ..record.clone() })?;
+    }
     link::delete(host, &record.host_interface)?;
     store.release(record)?;
     Ok(())
@@ -197,7 +202,8 @@ impl Addition<'_> {
         steps.extend(record.routes.iter().map(|route| Step {
             doing: format!("add the route to {} in the container", route.dst),
             message: route::add(link.index, route),
-            flags: NLM_F_CREATE | NLM_F_EXCL,
+            // Behind a route that another network's attachment has to the same place.
+            flags: NLM_F_CREATE | NLM_F_APPEND,
         }));
         self.inside.batch(&steps)?;
         Ok(link)

@@ -17,7 +17,7 @@ pub(crate) const VERSION: u32 = 1;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum AttachmentState {
-    /// An ADD is at work, or was killed: the kernel may hold any part of it.
+    /// An ADD or DEL is at work, or was killed: the kernel may hold any part of it.
     Pending,
     /// The ADD is complete.
     Active,

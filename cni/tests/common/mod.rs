@@ -1,6 +1,8 @@
 //! A node in miniature: a network namespace that plays the host, others that play Pods and the world outside, and the
 //! real executable between them.
 
+#![allow(dead_code, reason = "each test file uses its part")]
+
 use std::{
     io::Write,
     net::IpAddr,
@@ -99,6 +101,25 @@ impl Node {
         feed(self.command(verb, id, netns), config.to_string().as_bytes())
     }
 
+    /// The names of the records.
+    pub(crate) fn records(&self) -> Vec<String> {
+        self.files("attachments")
+    }
+
+    /// The addresses that are entered as taken.
+    pub(crate) fn taken(&self) -> Vec<String> {
+        self.files("addresses")
+    }
+
+    fn files(&self, directory: &str) -> Vec<String> {
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+        let path = self.data_dir().join("test").join(boot.trim_end()).join(directory);
+        let Ok(entries) = std::fs::read_dir(path) else { return Vec::new() };
+        let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
     #[track_caller]
     pub(crate) fn add(&self, id: &str, pod: &Netns, config: &Value) -> Value {
         let answer = self.call("ADD", id, Some(pod.path()), config);
@@ -121,7 +142,7 @@ impl Node {
         traces
     }
 
-    /// The nftables tables of the host's namespace, by the kernel's own list of its generation of table names.
+    /// The nftables tables of the host's namespace.
     pub(crate) fn rules(&self) -> Vec<String> {
         self.host.run(tables)
     }
