@@ -80,11 +80,18 @@ fn check(arguments: &ReadArguments) -> Result<(), Failure> {
         Err(ConfigError::Read { .. }) => (Vec::new(), Problems::default()),
     };
     if arguments.output == Format::Json && !matches!(loaded, Err(ConfigError::Read { .. })) {
-        let problems: Vec<_> = problems.0.iter().map(|Problem { path, value, wrong, remedy }| CheckedProblem { path, value, wrong, remedy }).collect();
+        let problems: Vec<_> = problems
+            .0
+            .iter()
+            .map(|Problem { path, value, wrong, remedy }| CheckedProblem { path, value, wrong, remedy })
+            .collect();
         print_json(&Checked { valid: problems.is_empty(), plugins, problems })?;
     } else if problems.0.is_empty() && loaded.is_ok() {
         let path = arguments.config.config.display();
-        print(&format!("{path}: valid; plugins: {}\n", if plugins.is_empty() { "none".to_owned() } else { plugins.join(", ") }))?;
+        print(&format!(
+            "{path}: valid; plugins: {}\n",
+            if plugins.is_empty() { "none".to_owned() } else { plugins.join(", ") }
+        ))?;
     }
     let config = loaded?;
     problems.into_result(()).map_err(|problems| Failure::Section { path: config.path().to_owned(), problems })
@@ -92,14 +99,15 @@ fn check(arguments: &ReadArguments) -> Result<(), Failure> {
 
 fn show(arguments: &ReadArguments) -> Result<(), Failure> {
     let config = load(&arguments.config)?;
-    let effective = config
-        .effective()
-        .map_err(|problems| Failure::Section { path: config.path().to_owned(), problems })?;
+    let effective =
+        config.effective().map_err(|problems| Failure::Section { path: config.path().to_owned(), problems })?;
     if arguments.output == Format::Json {
         return print_json(&effective);
     }
     let mut rows = vec![["KEY", "VALUE", "ORIGIN"].map(str::to_owned)];
-    rows.extend(effective.iter().map(|(path, found)| [path.clone(), found.value.to_string(), found.origin.to_string()]));
+    rows.extend(
+        effective.iter().map(|(path, found)| [path.clone(), found.value.to_string(), found.origin.to_string()]),
+    );
     print(&table(&rows))
 }
 

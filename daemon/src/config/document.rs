@@ -157,12 +157,11 @@ pub(super) fn check_state_dir(path: &Path) -> Result<(), Problem> {
 impl Observability {
     /// The address, with room above its port for the plugins' own.
     pub(super) fn parse(&self) -> Result<SocketAddr, Problem> {
-        let problem = |wrong: &str, remedy: &str| {
-            Problem::new("observability.address", &self.address, wrong, remedy)
-        };
-        let address: SocketAddr = self.address.parse().map_err(|_| {
-            problem("is not an IP address with a port", "write it like 127.0.0.1:9807 or [::1]:9807")
-        })?;
+        let problem = |wrong: &str, remedy: &str| Problem::new("observability.address", &self.address, wrong, remedy);
+        let address: SocketAddr = self
+            .address
+            .parse()
+            .map_err(|_| problem("is not an IP address with a port", "write it like 127.0.0.1:9807 or [::1]:9807"))?;
         if address.port() > u16::MAX - PluginKind::ALL.len() as u16 {
             return Err(problem("leaves no room for the plugins' ports above it", "choose a port up to 65531"));
         }

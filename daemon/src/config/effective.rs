@@ -79,8 +79,11 @@ impl NodeConfig {
 
 /// A config type as plain values.
 pub(crate) fn to_value<T: Serialize>(config: &T) -> Value {
-    #[expect(clippy::expect_used, reason = "fails for keys that are no strings and paths that are no UTF-8: \
-        the config's types have only named keys, and their paths came out of UTF-8 text")]
+    #[expect(
+        clippy::expect_used,
+        reason = "fails for keys that are no strings and paths that are no UTF-8: \
+        the config's types have only named keys, and their paths came out of UTF-8 text"
+    )]
     serde_json::to_value(config).expect("a config was text and can be text again")
 }
 

@@ -94,8 +94,7 @@ impl NodeConfig {
     ///
     /// As [`NodeConfig::load`].
     pub fn parse(path: &Path, text: &str, root: HostRoot, environment: Environment) -> Result<Self, ConfigError> {
-        let value =
-            yaml::parse(text).map_err(|message| ConfigError::Syntax { path: path.to_owned(), message })?;
+        let value = yaml::parse(text).map_err(|message| ConfigError::Syntax { path: path.to_owned(), message })?;
         let invalid = |problems| ConfigError::Invalid { path: path.to_owned(), problems };
         document::check_version(&value).map_err(invalid)?;
         let document: Document = section::parse_whole("", &value).map_err(invalid)?;

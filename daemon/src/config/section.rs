@@ -85,7 +85,10 @@ mod tests {
     #[test]
     fn every_wrong_key_is_told() {
         check(&json!({"nmae": "a", "pols": []}), &["storage.nmae", "storage.pols"]);
-        check(&json!({"name": 1, "pools": [{"path": 2}]}), &["storage.name", "storage.pools[0].path", "storage.pools[0]"]);
+        check(
+            &json!({"name": 1, "pools": [{"path": 2}]}),
+            &["storage.name", "storage.pools[0].path", "storage.pools[0]"],
+        );
     }
 
     #[test]

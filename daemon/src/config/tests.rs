@@ -232,9 +232,21 @@ fn any_value() -> impl Strategy<Value = Value> {
         Just(json!("/dev/*")),
     ];
     let key = prop_oneof![
-        Just("name"), Just("ranges"), Just("pools"), Just("path"), Just("resources"), Just("select"), Just("pci"),
-        Just("simulated"), Just("count"), Just("reservedCpus"), Just("endpoint"), Just("bridge"), Just("address"),
-        Just("a.b[0]"), Just("")
+        Just("name"),
+        Just("ranges"),
+        Just("pools"),
+        Just("path"),
+        Just("resources"),
+        Just("select"),
+        Just("pci"),
+        Just("simulated"),
+        Just("count"),
+        Just("reservedCpus"),
+        Just("endpoint"),
+        Just("bridge"),
+        Just("address"),
+        Just("a.b[0]"),
+        Just("")
     ];
     leaf.prop_recursive(4, 24, 4, move |inner| {
         prop_oneof![

@@ -9,7 +9,9 @@ use tracing_subscriber::{EnvFilter, filter::ParseError};
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
     /// `--log-level` or `$RUST_LOG` isn't a filter.
-    #[error("{origin} {value:?} is not a log level; write error, warn, info, debug, trace or a filter such as keelson_csi=debug")]
+    #[error(
+        "{origin} {value:?} is not a log level; write error, warn, info, debug, trace or a filter such as keelson_csi=debug"
+    )]
     Filter {
         /// Where it came from.
         origin: &'static str,
@@ -32,8 +34,8 @@ pub fn init(level: Option<&str>) -> Result<(), LogError> {
         (None, Some(variable)) => ("RUST_LOG", variable.as_str()),
         (None, None) => ("the default", "info"),
     };
-    let filter = EnvFilter::try_new(value)
-        .map_err(|source| LogError::Filter { origin, value: value.to_owned(), source })?;
+    let filter =
+        EnvFilter::try_new(value).map_err(|source| LogError::Filter { origin, value: value.to_owned(), source })?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
     if io::stderr().is_terminal() {
         log.init();

@@ -3,10 +3,7 @@
 mod log;
 mod server;
 
-use prometheus_client::{
-    metrics::info::Info,
-    registry::Registry,
-};
+use prometheus_client::{metrics::info::Info, registry::Registry};
 
 pub use log::{LogError, init as init_log};
 pub use server::{Listener, ObservabilityError, Readiness, bind};

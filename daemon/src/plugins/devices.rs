@@ -25,4 +25,9 @@ impl Plugin for Devices {
     async fn run(self, ready: Ready, shutdown: CancellationToken) -> Result<(), PluginError> {
         Ok(self.0.run(ready, shutdown).await?)
     }
+
+    fn uninstall(settings: &DevicesSettings) -> Result<Vec<String>, PluginError> {
+        keelson_device_plugin::uninstall(settings)?;
+        Ok(vec!["removed the CDI files and the simulated devices".to_owned()])
+    }
 }

@@ -45,6 +45,9 @@ trait Plugin: Sized {
 
     /// Works until `shutdown`, telling in `ready` whether it can.
     fn run(self, ready: Ready, shutdown: CancellationToken) -> impl Future<Output = Result<(), PluginError>>;
+
+    /// Takes away what a plugin that runs no more left on the node, and tells in a line each what became of it.
+    fn uninstall(settings: &Self::Settings) -> Result<Vec<String>, PluginError>;
 }
 
 /// Everything that is wrong with the section of `kind`: what its process will say, too.
@@ -83,12 +86,16 @@ fn effective<P: Plugin>(config: &NodeConfig) -> Result<Value, Problems> {
     Ok(to_value(&config.section::<P::Section>(P::KIND)?))
 }
 
-/// Removes what the plugin put on the node, and tells what that was; volumes stay.
+/// Takes away what the plugin put on the node, and tells in a line each what became of it. Volumes stay.
 ///
 /// # Errors
 ///
-/// The section's problems, or everything that could not be removed.
-pub fn uninstall(kind: PluginKind, config: &NodeConfig) -> Result<Vec<String>, PluginError> {
-    let _ = (kind, config);
-    Ok(Vec::new())
+/// The section's problems, or what could not be removed.
+pub(crate) fn uninstall(kind: PluginKind, config: &NodeConfig) -> Result<Vec<String>, PluginError> {
+    match kind {
+        PluginKind::Network => network::Network::uninstall(&settings::<network::Network>(config)?),
+        PluginKind::Storage => storage::Storage::uninstall(&settings::<storage::Storage>(config)?),
+        PluginKind::Devices => devices::Devices::uninstall(&settings::<devices::Devices>(config)?),
+        PluginKind::Pinning => pinning::Pinning::uninstall(&settings::<pinning::Pinning>(config)?),
+    }
 }

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use keelson_cni::{InstallError, Installed, NetworkSection, NetworkSettings, install};
+use keelson_cni::{InstallError, Installed, NetworkSection, NetworkSettings, Uninstalled, install};
 use keelson_host::{Node, Problems};
 use prometheus_client::{metrics::counter::Counter, registry::Registry};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
@@ -59,7 +59,9 @@ impl Plugin for Network {
             // The watch comes before the look, so that no change falls between them.
             let watch = watch(&self.settings);
             match self.install().await {
-                Ok(()) => publish(&ready, Ok(())),
+                // The directories were missing and are there now: watch them before waiting.
+                Ok(changed) if changed && watch.is_none() => continue,
+                Ok(_) => publish(&ready, Ok(())),
                 Err(error) => {
                     let reason = chain(&*error);
                     tracing::error!(error = reason, "failed to install the CNI plugin");
@@ -73,6 +75,20 @@ impl Plugin for Network {
             }
         }
     }
+
+    fn uninstall(settings: &NetworkSettings) -> Result<Vec<String>, PluginError> {
+        let Uninstalled { attachments_left, bridge_removed } = keelson_cni::uninstall(settings)?;
+        if attachments_left > 0 {
+            let message = format!("{attachments_left} Pods are still attached; delete them and run this again");
+            return Err(message.into());
+        }
+        let mut told = vec!["removed the network config, the records and the nftables rules".to_owned()];
+        told.push(match bridge_removed {
+            true => format!("removed the bridge {}", settings.bridge()),
+            false => format!("left the bridge {} alone: it is absent or not Keelson's", settings.bridge()),
+        });
+        Ok(told)
+    }
 }
 
 /// Tells a change of readiness; a plugin that stays as it was says nothing.
@@ -85,12 +101,14 @@ fn publish(ready: &Ready, state: Result<(), String>) {
 }
 
 impl Network {
-    async fn install(&self) -> Result<(), PluginError> {
+    /// Puts both files in place; true if one was missing or different.
+    async fn install(&self) -> Result<bool, PluginError> {
         let (settings, executable) = (self.settings.clone(), self.executable.clone());
         let installed: Result<Installed, InstallError> =
             tokio::task::spawn_blocking(move || install(&settings, &executable)).await?;
         let installed = installed?;
-        if installed.conflist_changed || installed.executable_changed {
+        let changed = installed.conflist_changed || installed.executable_changed;
+        if changed {
             self.installs.inc();
             tracing::info!(
                 conflist = %installed.conflist.display(),
@@ -100,7 +118,7 @@ impl Network {
                 "installed the CNI plugin"
             );
         }
-        Ok(())
+        Ok(changed)
     }
 }
 

@@ -28,6 +28,10 @@ impl Plugin for Pinning {
     async fn run(self, ready: Ready, shutdown: CancellationToken) -> Result<(), PluginError> {
         Ok(self.0.run(ready, shutdown).await?)
     }
+
+    fn uninstall(_: &PinningSettings) -> Result<Vec<String>, PluginError> {
+        Ok(vec!["running containers keep their CPUs until they end; nothing else is left".to_owned()])
+    }
 }
 
 /// Reads a device's NUMA node from sysfs.

@@ -33,12 +33,11 @@ pub fn run(kind: PluginKind, config: &NodeConfig, link: Option<&SupervisorLink>)
 }
 
 fn run_plugin<P: Plugin>(config: &NodeConfig, link: Option<&SupervisorLink>) -> Result<(), Failure> {
-    let settings = settings::<P>(config)
-        .map_err(|problems| Failure::Section { path: config.path().to_owned(), problems })?;
+    let settings =
+        settings::<P>(config).map_err(|problems| Failure::Section { path: config.path().to_owned(), problems })?;
     let system = |action| move |source: io::Error| Failure::System { action, source };
     // A supervisor starts /proc/self/exe, which would be called "exe" in every process list.
-    rustix::thread::set_name(P::KIND.process_name())
-        .map_err(|errno| system("set the process's name")(errno.into()))?;
+    rustix::thread::set_name(P::KIND.process_name()).map_err(|errno| system("set the process's name")(errno.into()))?;
     let runtime = runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

@@ -25,4 +25,8 @@ impl Plugin for Storage {
     async fn run(self, ready: Ready, shutdown: CancellationToken) -> Result<(), PluginError> {
         Ok(self.0.run(ready, shutdown).await?)
     }
+
+    fn uninstall(_: &StorageSettings) -> Result<Vec<String>, PluginError> {
+        Ok(vec!["volumes and pools are left in place: they are their users'".to_owned()])
+    }
 }

@@ -53,11 +53,7 @@ struct Label {
 impl Board {
     pub(super) fn new(plugins: &[PluginKind], registry: &mut Registry) -> Self {
         let metrics = Metrics::default();
-        registry.register(
-            "keelson_supervisor_plugin_up",
-            "1 while the plugin's process runs",
-            metrics.up.clone(),
-        );
+        registry.register("keelson_supervisor_plugin_up", "1 while the plugin's process runs", metrics.up.clone());
         registry.register(
             "keelson_supervisor_plugin_ready",
             "1 while the plugin's process reports that it is ready",

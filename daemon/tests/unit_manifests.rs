@@ -1,0 +1,269 @@
+//! Every YAML document below `daemonset/` is what its kind says, without a key that the API server would drop.
+//!
+//! The k8s-openapi types accept unknown keys, so `serde_ignored` watches for them.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use k8s_openapi::{
+    api::{
+        apps::v1::DaemonSet,
+        core::v1::{ConfigMap, Container, Namespace, PersistentVolumeClaim, Pod, ServiceAccount},
+        rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding},
+        storage::v1::{CSIDriver, StorageClass},
+    },
+    apimachinery::pkg::util::intstr::IntOrString,
+};
+use keelson::{
+    config::{Environment, NodeConfig},
+    plugins::{self, PluginKind},
+};
+use keelson_host::HostRoot;
+use keelson_testkit::workspace_root;
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::Value;
+
+/// The part of a kustomization that ours use.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Kustomization {
+    api_version: String,
+    kind: String,
+    namespace: Option<String>,
+    #[serde(default)]
+    resources: Vec<PathBuf>,
+    #[serde(default)]
+    patches: Vec<Patch>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Patch {
+    path: PathBuf,
+}
+
+/// Reads one document as a `T` and gives the paths of the keys that `T` doesn't have.
+fn unknown_keys<T: DeserializeOwned>(document: &Value) -> Result<(T, Vec<String>), serde_json::Error> {
+    let mut unknown = Vec::new();
+    let value = serde_ignored::deserialize(document, |path| unknown.push(path.to_string()))?;
+    Ok((value, unknown))
+}
+
+/// What is wrong with a document, in words; `None` if nothing is.
+fn fault(document: &Value) -> Option<String> {
+    fn check<T: DeserializeOwned>(document: &Value) -> Option<String> {
+        match unknown_keys::<T>(document) {
+            Ok((_, unknown)) if unknown.is_empty() => None,
+            Ok((_, unknown)) => Some(format!("unknown keys: {}", unknown.join(", "))),
+            Err(error) => Some(error.to_string()),
+        }
+    }
+    let word = |key: &str| document[key].as_str().unwrap_or_default();
+    // k8s-openapi checks that apiVersion and kind are the type's own.
+    match word("kind") {
+        "ClusterRole" => check::<ClusterRole>(document),
+        "ClusterRoleBinding" => check::<ClusterRoleBinding>(document),
+        "ConfigMap" => check::<ConfigMap>(document),
+        "CSIDriver" => check::<CSIDriver>(document),
+        "DaemonSet" => check::<DaemonSet>(document),
+        "Kustomization" => check::<Kustomization>(document),
+        "Namespace" => check::<Namespace>(document),
+        "PersistentVolumeClaim" => check::<PersistentVolumeClaim>(document),
+        "Pod" => check::<Pod>(document),
+        "Role" => check::<Role>(document),
+        "RoleBinding" => check::<RoleBinding>(document),
+        "ServiceAccount" => check::<ServiceAccount>(document),
+        "StorageClass" => check::<StorageClass>(document),
+        other => Some(format!("kind {other:?} is not known to this test; add its type")),
+    }
+}
+
+fn directory() -> PathBuf {
+    workspace_root().join("daemonset")
+}
+
+/// Every YAML file below the directory with its documents.
+fn documents() -> Vec<(PathBuf, Value)> {
+    fn walk(directory: &Path, found: &mut Vec<(PathBuf, Value)>) {
+        for entry in fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                walk(&path, found);
+            } else if path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml") {
+                let text = fs::read_to_string(&path).unwrap();
+                let documents: Vec<Value> =
+                    serde_saphyr::from_multiple(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+                assert!(!documents.is_empty(), "{} is empty", path.display());
+                found.extend(documents.into_iter().map(|document| (path.clone(), document)));
+            }
+        }
+    }
+    let mut found = Vec::new();
+    walk(&directory(), &mut found);
+    found
+}
+
+/// The only document of its kind in a file of the base.
+fn base<T: DeserializeOwned>(file: &str, kind: &str) -> T {
+    let path = directory().join("base").join(file);
+    let (_, document) =
+        documents().into_iter().find(|(found, document)| *found == path && document["kind"] == kind).unwrap();
+    serde_json::from_value(document).unwrap()
+}
+
+fn containers() -> Vec<Container> {
+    base::<DaemonSet>("daemonset.yaml", "DaemonSet").spec.unwrap().template.spec.unwrap().containers
+}
+
+#[test]
+fn every_document_is_what_its_kind_says() {
+    let documents = documents();
+    let kinds: BTreeSet<&str> = documents.iter().filter_map(|(_, document)| document["kind"].as_str()).collect();
+    for kind in ["ClusterRole", "ConfigMap", "CSIDriver", "DaemonSet", "Kustomization", "Pod", "StorageClass"] {
+        assert!(kinds.contains(kind), "there is no {kind} below daemonset/");
+    }
+    for (path, document) in documents {
+        if let Some(fault) = fault(&document) {
+            panic!("{}: {}: {fault}", path.display(), document["kind"]);
+        }
+    }
+}
+
+#[test]
+fn a_wrong_document_is_noticed() {
+    let parse = |text: &str| serde_saphyr::from_str::<Value>(text).unwrap();
+    let pod = "{apiVersion: v1, kind: Pod, metadata: {name: a}, spec: {containers: [{name: a, SPOT}]}}";
+    assert_eq!(fault(&parse(&pod.replace("SPOT", "image: a"))), None);
+    let mistyped = fault(&parse(&pod.replace("SPOT", "imagePulPolicy: Always"))).unwrap();
+    assert!(mistyped.contains("imagePulPolicy"), "{mistyped}");
+    assert!(fault(&parse(&pod.replace("SPOT", "image: [a]"))).is_some());
+    assert!(fault(&parse(&pod.replace("v1", "v2").replace("SPOT", "image: a"))).is_some());
+    assert!(fault(&parse("{apiVersion: v1, kind: Sercet}")).unwrap().contains("Sercet"));
+    assert!(
+        fault(&parse("{apiVersion: kustomize.config.k8s.io/v1beta1, kind: Kustomization, resuorces: []}")).is_some()
+    );
+}
+
+#[test]
+fn kustomizations_name_files_that_exist_and_forget_none() {
+    for (path, document) in documents() {
+        if document["kind"] != "Kustomization" {
+            continue;
+        }
+        let kustomization: Kustomization = serde_json::from_value(document).unwrap();
+        assert_eq!(
+            (&*kustomization.api_version, &*kustomization.kind),
+            ("kustomize.config.k8s.io/v1beta1", "Kustomization")
+        );
+        assert!(kustomization.namespace.is_none_or(|namespace| namespace == "keelson-system"));
+        let folder = path.parent().unwrap();
+        let patches = kustomization.patches.into_iter().map(|patch| patch.path);
+        let named: Vec<PathBuf> =
+            kustomization.resources.into_iter().chain(patches).map(|name| folder.join(name)).collect();
+        for name in &named {
+            let file = if name.is_dir() { name.join("kustomization.yaml") } else { name.clone() };
+            assert!(file.is_file(), "{} names {}, which is missing", path.display(), name.display());
+        }
+        for entry in fs::read_dir(folder).unwrap() {
+            let entry = entry.unwrap().path();
+            let is_manifest = entry.extension().is_some_and(|extension| extension == "yaml") && entry != path;
+            assert!(!is_manifest || named.contains(&entry), "{} forgets {}", path.display(), entry.display());
+        }
+    }
+}
+
+#[test]
+fn every_config_map_holds_a_config_that_keelson_takes() {
+    let mut seen = 0;
+    for (path, document) in documents() {
+        if document["kind"] != "ConfigMap" {
+            continue;
+        }
+        seen += 1;
+        let text = document["data"]["config.yaml"].as_str().unwrap();
+        // The node's own directories are not this machine's: nothing is there to be wrong.
+        let empty = tempfile::tempdir().unwrap();
+        let environment = Environment { node_name: Some("node-a".to_owned()), csi_endpoint: None };
+        let config = NodeConfig::parse(&path, text, HostRoot::at(empty.path()), environment).unwrap();
+        assert_eq!(config.enabled(), PluginKind::ALL, "{}", path.display());
+        let effective = config.effective().unwrap_or_else(|problems| panic!("{}: {problems}", path.display()));
+        assert_eq!(effective["storage.driverName"].value, "csi.keelson.dev");
+        for kind in [PluginKind::Network, PluginKind::Devices, PluginKind::Pinning] {
+            assert_eq!(plugins::check(kind, &config), Ok(()), "{}", path.display());
+        }
+    }
+    assert_eq!(seen, 2);
+}
+
+#[test]
+fn the_daemonset_has_a_container_per_plugin_with_its_ports_and_paths() {
+    let map: ConfigMap = base("configmap.yaml", "ConfigMap");
+    let text = &map.data.unwrap()["config.yaml"];
+    let environment = Environment { node_name: Some("node-a".to_owned()), csi_endpoint: None };
+    let config = NodeConfig::parse(Path::new("configmap.yaml"), text, HostRoot::system(), environment).unwrap();
+    let effective = config.effective().unwrap();
+    let containers = containers();
+    for kind in PluginKind::ALL {
+        let container = containers.iter().find(|container| container.name == kind.name()).unwrap();
+        let arguments = container.args.as_deref().unwrap();
+        assert_eq!(arguments, ["run", "--only", kind.name(), "--config", "/etc/keelson/config.yaml"]);
+        assert!(container.env.as_ref().unwrap().iter().any(|variable| variable.name == "NODE_NAME"));
+        let probe = container.readiness_probe.as_ref().unwrap().http_get.as_ref().unwrap();
+        assert_eq!(probe.path.as_deref(), Some("/readyz"));
+        assert_eq!(probe.host.as_deref(), Some(config.address().ip().to_string().as_str()));
+        assert_eq!(probe.port, IntOrString::Int(config.plugin_address(kind).port().into()));
+        let mounts: Vec<&str> =
+            container.volume_mounts.as_ref().unwrap().iter().map(|mount| mount.mount_path.as_str()).collect();
+        let prefix = format!("{}.", kind.name());
+        for (path, found) in effective.iter().filter(|(path, _)| path.starts_with(&prefix)) {
+            let Some(needed) = found.value.as_str().map(|text| text.trim_start_matches("unix://")) else { continue };
+            if needed.starts_with('/') {
+                let mounted = mounts.iter().any(|mount| Path::new(needed).starts_with(mount));
+                assert!(mounted, "{path}: {needed} is not mounted in the container {kind}");
+            }
+        }
+    }
+}
+
+#[test]
+fn no_container_has_a_privilege_that_it_was_not_given_here() {
+    for container in containers() {
+        let context = container.security_context.unwrap();
+        assert_eq!(context.read_only_root_filesystem, Some(true), "{}", container.name);
+        if container.name == "storage" {
+            assert_eq!(context.privileged, Some(true));
+            continue;
+        }
+        assert_eq!(context.privileged, None, "{}", container.name);
+        assert_eq!(context.allow_privilege_escalation, Some(false), "{}", container.name);
+        let capabilities = context.capabilities.unwrap();
+        assert_eq!((capabilities.drop, capabilities.add), (Some(vec!["ALL".to_owned()]), None), "{}", container.name);
+        for mount in container.volume_mounts.unwrap() {
+            assert_ne!(mount.mount_propagation.as_deref(), Some("Bidirectional"), "{}", container.name);
+        }
+    }
+}
+
+#[test]
+fn mounts_and_volumes_match() {
+    let spec = base::<DaemonSet>("daemonset.yaml", "DaemonSet").spec.unwrap().template.spec.unwrap();
+    let volumes: BTreeSet<String> = spec.volumes.unwrap().into_iter().map(|volume| volume.name).collect();
+    let mounts = spec.containers.into_iter().flat_map(|container| container.volume_mounts.unwrap());
+    assert_eq!(volumes, mounts.map(|mount| mount.name).collect());
+}
+
+#[test]
+fn only_the_provisioner_has_a_token() {
+    let account: ServiceAccount = base("rbac.yaml", "ServiceAccount");
+    assert_eq!(account.automount_service_account_token, Some(false));
+    let spec = base::<DaemonSet>("daemonset.yaml", "DaemonSet").spec.unwrap().template.spec.unwrap();
+    assert_eq!(spec.automount_service_account_token, Some(false));
+    let with_token = spec.containers.iter().filter(|container| {
+        container.volume_mounts.iter().flatten().any(|mount| mount.mount_path.contains("serviceaccount"))
+    });
+    assert_eq!(with_token.map(|container| container.name.as_str()).collect::<Vec<_>>(), ["csi-provisioner"]);
+}
