@@ -2,16 +2,24 @@
 
 use std::{io, path::PathBuf};
 
+use keelson_host::Problem;
+use tonic::{Code, Status};
+
+use crate::{
+    kernel::{HelperError, KernelError, SET_OPTION},
+    policy::{InvalidToken, OutOfRange},
+    service::{CreateError, DeleteError, Pending, PublishError, StageError, StatsError, VolumeError},
+    store::{Lacking, LookupError, RecordError, StoreError, Unavailable},
+};
+
 /// Why the driver can't start or go on.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A directory of the driver's own could not be made.
-    #[error("failed to create {}", path.display())]
-    Directory {
-        /// The directory.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
+    /// The state directory could not be used.
+    #[error("failed to use the state directory: {reason}")]
+    State {
+        /// What failed there and why.
+        reason: String,
     },
     /// The socket could not be bound.
     #[error("failed to listen on {}", path.display())]
@@ -30,3 +38,276 @@ pub enum Error {
         source: tonic::transport::Error,
     },
 }
+
+/// A program that the driver can't do without is not installed.
+#[derive(Debug, thiserror::Error)]
+#[error("{0} is not installed; install e2fsprogs")]
+pub(crate) struct MissingProgram(pub(crate) &'static str);
+
+/// Why a question could not be answered.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum QueryError {
+    #[error("{0}")]
+    Invalid(Problem),
+    #[error(transparent)]
+    Token(#[from] InvalidToken),
+    #[error(transparent)]
+    Lookup(#[from] LookupError),
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<Problem> for QueryError {
+    fn from(problem: Problem) -> Self {
+        Self::Invalid(problem)
+    }
+}
+
+/// The error with all its causes: gRPC carries one message, and the cause is what an operator needs.
+pub(crate) fn full_message(error: &dyn std::error::Error) -> String {
+    let mut message = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let text = error.to_string();
+        // A transparent error repeats its cause.
+        if !message.ends_with(&text) {
+            message.push_str(": ");
+            message.push_str(&text);
+        }
+        cause = error.source();
+    }
+    message
+}
+
+/// Which gRPC code an error is; the CSI spec's tables decide, and this trait is where they are obeyed.
+trait Coded: std::error::Error {
+    fn code(&self) -> Code;
+}
+
+impl Coded for MissingProgram {
+    fn code(&self) -> Code {
+        // Probe: "the plugin is in an unhealthy state or is missing a dependency".
+        Code::FailedPrecondition
+    }
+}
+
+impl Coded for Unavailable {
+    fn code(&self) -> Code {
+        Code::Unavailable
+    }
+}
+
+impl Coded for Pending {
+    fn code(&self) -> Code {
+        Code::Aborted
+    }
+}
+
+impl Coded for InvalidToken {
+    fn code(&self) -> Code {
+        Code::Aborted
+    }
+}
+
+impl Coded for LookupError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Unknown(_) => Code::NotFound,
+            Self::Unavailable(error) => error.code(),
+            // The volume is there, but in no state to be worked on.
+            Self::Damaged { .. } => Code::FailedPrecondition,
+        }
+    }
+}
+
+impl Coded for StoreError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Io { source, .. } => code_of_io(source),
+            Self::Record(error) => error.code(),
+        }
+    }
+}
+
+impl Coded for RecordError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Io { source, .. } => code_of_io(source),
+            Self::Content { .. } | Self::Version { .. } => Code::FailedPrecondition,
+        }
+    }
+}
+
+/// Others may write to the pool's filesystem as well, so it can be full although it was counted.
+fn code_of_io(error: &io::Error) -> Code {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Code::ResourceExhausted,
+        _ => Code::Internal,
+    }
+}
+
+impl Coded for Lacking {
+    fn code(&self) -> Code {
+        match self {
+            Self::Space { .. } => Code::ResourceExhausted,
+            Self::Store(error) => error.code(),
+        }
+    }
+}
+
+impl Coded for OutOfRange {
+    fn code(&self) -> Code {
+        match self {
+            // Not well-formed, whatever the driver can do.
+            Self::Negative { .. } | Self::Contradiction { .. } => Code::InvalidArgument,
+            Self::Limit { .. } | Self::TooLarge { .. } => Code::OutOfRange,
+        }
+    }
+}
+
+impl Coded for HelperError {
+    fn code(&self) -> Code {
+        match self {
+            // Nobody knows how it will end.
+            Self::Deadline { .. } => Code::DeadlineExceeded,
+            // The filesystem knows no such option: the caller's mistake.
+            Self::Step { step, errno: Some(libc::EINVAL), .. } if step == SET_OPTION => Code::InvalidArgument,
+            Self::Step { errno, .. } => code_of_path(*errno),
+            Self::Run { .. } | Self::Exit { .. } => Code::Internal,
+        }
+    }
+}
+
+/// For calls on paths that the caller chose.
+fn code_of_path(errno: Option<i32>) -> Code {
+    match errno {
+        // A link in the path, or a file where a directory should be: never followed, never replaced.
+        Some(libc::ELOOP | libc::ENOTDIR | libc::EEXIST | libc::ENAMETOOLONG) => Code::InvalidArgument,
+        // In use, not empty, or the directory above isn't there.
+        Some(libc::EBUSY | libc::ENOTEMPTY | libc::ENOENT) => Code::FailedPrecondition,
+        _ => Code::Internal,
+    }
+}
+
+impl Coded for KernelError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Helper(error) => error.code(),
+            Self::Path { source, .. } => code_of_path(source.raw_os_error()),
+            Self::Loop(_) | Self::Mounts(_) => Code::Internal,
+        }
+    }
+}
+
+impl Coded for QueryError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Invalid(_) => Code::InvalidArgument,
+            Self::Token(error) => error.code(),
+            Self::Lookup(error) => error.code(),
+            Self::Unavailable(error) => error.code(),
+            Self::Store(error) => error.code(),
+        }
+    }
+}
+
+impl Coded for CreateError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Invalid(_) => Code::InvalidArgument,
+            Self::Size(error) => error.code(),
+            Self::Pending(error) => error.code(),
+            Self::Topology { .. } => Code::ResourceExhausted,
+            Self::Exists { .. } => Code::AlreadyExists,
+            Self::Unavailable(error) => error.code(),
+            Self::Lacking(error) => error.code(),
+            Self::Store(error) => error.code(),
+            Self::Format(error) => error.code(),
+            Self::NotFormatted { .. } => Code::Internal,
+        }
+    }
+}
+
+impl Coded for DeleteError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Invalid(_) => Code::InvalidArgument,
+            Self::Pending(error) => error.code(),
+            Self::Lookup(error) => error.code(),
+            Self::InUse { .. } => Code::FailedPrecondition,
+            Self::Kernel(error) => error.code(),
+            Self::Store(error) => error.code(),
+            Self::Record(error) => error.code(),
+        }
+    }
+}
+
+impl Coded for VolumeError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Pending(error) => error.code(),
+            Self::Lookup(error) => error.code(),
+            Self::Kernel(error) => error.code(),
+            Self::Record(error) => error.code(),
+            Self::LostFilesystem { .. } | Self::WrongSize { .. } => Code::FailedPrecondition,
+            Self::NotThere { .. } | Self::Stacked { .. } => Code::Internal,
+        }
+    }
+}
+
+impl Coded for StageError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Invalid(_) => Code::InvalidArgument,
+            Self::Volume(error) => error.code(),
+            Self::Different { .. } => Code::AlreadyExists,
+            // "Exceeds capabilities: FAILED_PRECONDITION".
+            Self::Unsupported(_)
+            | Self::Unfit { .. }
+            | Self::Elsewhere { .. }
+            | Self::NoDirectory { .. }
+            | Self::Published { .. } => Code::FailedPrecondition,
+        }
+    }
+}
+
+impl Coded for PublishError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Invalid(_) => Code::InvalidArgument,
+            Self::Volume(error) => error.code(),
+            Self::Different { .. } => Code::AlreadyExists,
+            Self::Unsupported(_)
+            | Self::NoStagingPath
+            | Self::Unfit { .. }
+            | Self::NotStaged { .. }
+            | Self::Elsewhere { .. }
+            | Self::Covered { .. } => Code::FailedPrecondition,
+        }
+    }
+}
+
+impl Coded for StatsError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Invalid(_) => Code::InvalidArgument,
+            Self::Volume(error) => error.code(),
+            Self::NotThere { .. } => Code::NotFound,
+        }
+    }
+}
+
+/// `status.message` is for people and `status.details` must be empty (CSI spec, Error Scheme).
+macro_rules! into_status {
+    ($($error:ty),*) => {
+        $(impl From<$error> for Status {
+            fn from(error: $error) -> Self {
+                Self::new(error.code(), full_message(&error))
+            }
+        })*
+    };
+}
+
+into_status!(MissingProgram, QueryError, CreateError, DeleteError, StageError, PublishError, StatsError);

@@ -44,10 +44,20 @@ pub(crate) enum Request {
     Mount { device: PathBuf, target: TargetPath, options: MountOptions },
     /// Mounts a directory or a device node a second time.
     #[serde(rename_all = "camelCase")]
-    Bind { source: PathBuf, target: TargetPath, options: MountOptions },
+    Bind { source: BindSource, target: TargetPath, options: MountOptions },
     /// Unmounts what is topmost at a path.
     #[serde(rename_all = "camelCase")]
     Unmount { target: TargetPath },
+}
+
+/// What is mounted a second time.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) enum BindSource {
+    /// A path of our own choice: a pool's or a device's.
+    Own(PathBuf),
+    /// A path of a request, in which no link is followed.
+    Requested(TargetPath),
 }
 
 /// How a helper ended.
@@ -74,16 +84,6 @@ pub(crate) enum HelperError {
     Step { step: String, errno: Option<i32>, detail: String },
     #[error("{what} ended with {status}: {stderr}")]
     Exit { what: String, status: String, stderr: String },
-}
-
-impl HelperError {
-    /// The error number of the system call that failed, if it was one.
-    pub(crate) fn errno(&self) -> Option<i32> {
-        match self {
-            Self::Step { errno, .. } => *errno,
-            Self::Run { .. } | Self::Deadline { .. } | Self::Exit { .. } => None,
-        }
-    }
 }
 
 impl Helper {
@@ -166,12 +166,8 @@ fn supervise(
     guard: &Arc<Guard>,
 ) -> Result<Output, HelperError> {
     let failed = |source| HelperError::Run { program: what.to_owned(), source };
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(failed)?;
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(failed)?;
     let handle = handle_of(&child).map_err(failed)?;
     let (sender, receiver) = mpsc::channel();
     let guard = Arc::clone(guard);

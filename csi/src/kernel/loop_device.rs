@@ -63,9 +63,13 @@ fn failed(what: &'static str, path: &Path, source: io::Error) -> LoopError {
     LoopError { what, path: path.to_owned(), source }
 }
 
-/// The devices bound to `image`, in the order of their numbers.
+/// The devices bound to `image`, in the order of their numbers; none if there is no such file.
 pub(crate) fn find(root: &HostRoot, image: &Path) -> Result<Vec<LoopDevice>, LoopError> {
-    let metadata = fs::metadata(image).map_err(|source| failed("look at", image, source))?;
+    let metadata = match fs::metadata(image) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(failed("look at", image, error)),
+    };
     let blocks = root.join("sys/block");
     let entries = fs::read_dir(&blocks).map_err(|source| failed("list", &blocks, source))?;
     let mut found = Vec::new();
@@ -99,9 +103,8 @@ pub(crate) fn find(root: &HostRoot, image: &Path) -> Result<Vec<LoopDevice>, Loo
 
 /// Whether `backing` ends with the same directory and file name as `image`: the volume's id and `image`.
 fn is_named_like(backing: &Path, image: &Path) -> bool {
-    let last_two = |path: &Path| -> Option<PathBuf> {
-        Some(PathBuf::from(path.parent()?.file_name()?).join(path.file_name()?))
-    };
+    let last_two =
+        |path: &Path| -> Option<PathBuf> { Some(PathBuf::from(path.parent()?.file_name()?).join(path.file_name()?)) };
     last_two(image).is_some_and(|end| backing.ends_with(end))
 }
 

@@ -2,10 +2,42 @@
 //! idempotent and can be undone.
 
 pub(crate) mod filesystem;
-pub(crate) mod helper;
+mod helper;
 pub(crate) mod loop_device;
-pub(crate) mod mount;
+mod mount;
 pub(crate) mod path;
+mod presence;
 mod sys;
 
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use keelson_host::InspectError;
+
+pub(crate) use helper::{BindSource, HelperError, Request, program_exists};
 pub use helper::{Helper, helper_main};
+pub(crate) use loop_device::LoopError;
+pub(crate) use mount::SET_OPTION;
+pub(crate) use presence::Presence;
+
+/// Why the kernel did not do, or tell, what was asked of it.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum KernelError {
+    #[error(transparent)]
+    Loop(#[from] LoopError),
+    #[error(transparent)]
+    Helper(#[from] HelperError),
+    #[error("failed to read the mounts")]
+    Mounts(#[from] InspectError),
+    #[error("failed to use {}", path.display())]
+    Path { path: PathBuf, source: io::Error },
+}
+
+impl KernelError {
+    /// A failed use of `path`.
+    pub(crate) fn path(path: &Path) -> impl Fn(io::Error) -> Self {
+        move |source| Self::Path { path: path.to_owned(), source }
+    }
+}

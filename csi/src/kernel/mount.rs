@@ -10,7 +10,7 @@ use rustix::mount::{
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
 
-use super::{path, sys};
+use super::{helper::BindSource, path, sys};
 use crate::policy::{MountOptions, TargetPath};
 
 /// The mounts of this process's own namespace: those that it makes are among them.
@@ -91,12 +91,17 @@ fn messages(context: impl AsFd) -> String {
 }
 
 /// Mounts `source` a second time, at `target`. The attributes are set before anybody can see the mount.
-pub(super) fn perform_bind(source: &Path, target: &TargetPath, options: &MountOptions) -> Result<(), StepError> {
+pub(super) fn perform_bind(source: &BindSource, target: &TargetPath, options: &MountOptions) -> Result<(), StepError> {
     let target = path::open(target).map_err(io_step("opening the target"))?;
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
-    let mount = open_tree(rustix::fs::CWD, source, flags).map_err(step("opening the source"))?;
+    let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let mount = match source {
+        BindSource::Own(path) => open_tree(rustix::fs::CWD, path, clone | OpenTreeFlags::AT_SYMLINK_NOFOLLOW),
+        BindSource::Requested(path) => {
+            let source = path::open(path).map_err(io_step("opening the source"))?;
+            open_tree(source, "", clone | OpenTreeFlags::AT_EMPTY_PATH)
+        }
+    }
+    .map_err(step("cloning the source's mount"))?;
     let attributes = u64::from(options.attributes);
     sys::mount_setattr(mount.as_fd(), attributes).map_err(io_step("setting the mount's attributes"))?;
     attach(mount, target)

@@ -61,11 +61,7 @@ pub(crate) fn make_file(path: &TargetPath) -> io::Result<()> {
 
 fn expect_kind(parent: impl AsFd, path: &TargetPath, kind: FileType, otherwise: i32) -> io::Result<()> {
     let found = rustix::fs::statat(parent, path.name(), AtFlags::SYMLINK_NOFOLLOW)?;
-    if FileType::from_raw_mode(found.st_mode) == kind {
-        Ok(())
-    } else {
-        Err(io::Error::from_raw_os_error(otherwise))
-    }
+    if FileType::from_raw_mode(found.st_mode) == kind { Ok(()) } else { Err(io::Error::from_raw_os_error(otherwise)) }
 }
 
 /// Removes the file or empty directory at `path`; never what is inside a directory. Nothing there is fine.

@@ -1,9 +1,21 @@
 //! Pure decisions: no I/O, no clock.
 
-pub(crate) mod mount_options;
+mod capability;
+mod capacity;
+mod mount_options;
 pub(crate) mod names;
+mod paging;
+mod parameters;
 mod paths;
+mod publish;
+mod topology;
 
+pub(crate) use capability::{Access, AccessMode, Capability, Content, ContentKind, Rejected, content_for};
+pub(crate) use capacity::{OutOfRange, SizeRange, charge, largest_volume};
 pub(crate) use mount_options::MountOptions;
 pub(crate) use names::VolumeId;
+pub(crate) use paging::{InvalidToken, page};
+pub(crate) use parameters::{Parameters, Provisioning, check_map};
 pub(crate) use paths::TargetPath;
+pub(crate) use publish::{Publication, Verdict, second_publish};
+pub(crate) use topology::{TOPOLOGY_KEY, admits, includes, segments};

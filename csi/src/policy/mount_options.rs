@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 const LONGEST_FLAGS: usize = 4096;
 
 /// Which kind of access time updates; the bits of `MOUNT_ATTR__ATIME`.
-pub(crate) const ATIME_BITS: u32 = 0x70;
+const ATIME_BITS: u32 = 0x70;
 
 /// How something is to be mounted. May be sensitive: never logged.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,7 +48,9 @@ impl MountOptions {
                 "relatime" | "atime" => attributes = with_atime(attributes, Attr::empty()),
                 "noatime" => attributes = with_atime(attributes, Attr::MOUNT_ATTR_NOATIME),
                 "strictatime" => attributes = with_atime(attributes, Attr::MOUNT_ATTR_STRICTATIME),
-                "bind" | "rbind" | "move" | "remount" => return Err(format!("contain {flag:?}, which is not an option but another operation")),
+                "bind" | "rbind" | "move" | "remount" => {
+                    return Err(format!("contain {flag:?}, which is not an option but another operation"));
+                }
                 _ if flag.contains('\0') => return Err("contain a NUL".to_owned()),
                 _ => filesystem.push(flag.to_owned()),
             }

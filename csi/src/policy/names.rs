@@ -2,6 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 /// "fields of type string are limited to 128 bytes" (CSI spec, Size Limits).
@@ -10,7 +11,8 @@ const LONGEST_STRING: usize = 128;
 /// A volume's id: `v1-` and 32 hexadecimal digits, of our own making and therefore usable as a file name.
 ///
 /// Invariant: a path below a pool is only ever built from this type, never from a string of a request.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub(crate) struct VolumeId(String);
 
 impl VolumeId {
@@ -36,6 +38,20 @@ impl FromStr for VolumeId {
         let digits = text.strip_prefix("v1-").ok_or(ForeignId)?;
         let hexadecimal = digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
         if digits.len() == 32 && hexadecimal { Ok(Self(text.to_owned())) } else { Err(ForeignId) }
+    }
+}
+
+impl TryFrom<String> for VolumeId {
+    type Error = ForeignId;
+
+    fn try_from(text: String) -> Result<Self, ForeignId> {
+        text.parse()
+    }
+}
+
+impl From<VolumeId> for String {
+    fn from(id: VolumeId) -> Self {
+        id.0
     }
 }
 

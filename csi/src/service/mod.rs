@@ -1,5 +1,91 @@
-//! The protocol's edge: validation of what was asked, and calls.
+//! The protocol's edge: validation of what was asked, and calls. One file per CSI service, and one per operation that
+//! has more to it.
 
+mod controller;
+mod create;
+mod delete;
+mod identity;
 mod in_flight;
+mod layer;
+mod node;
+mod publish;
+mod request;
+mod stage;
+mod stats;
+mod volume;
 
+use std::sync::Arc;
+
+use tokio_util::task::TaskTracker;
+use tonic::{Response, Status};
+
+pub(crate) use create::CreateError;
+pub(crate) use delete::DeleteError;
 pub(crate) use in_flight::{Guard, InFlight, Pending};
+pub(crate) use layer::{Metrics, ObserveLayer};
+pub(crate) use publish::PublishError;
+pub(crate) use stage::StageError;
+pub(crate) use stats::StatsError;
+pub(crate) use volume::VolumeError;
+
+use crate::{
+    StorageSettings,
+    error::full_message,
+    store::{Attachments, Pools},
+};
+
+/// What all three CSI services work on.
+#[derive(Clone, Debug)]
+pub(crate) struct Service(Arc<State>);
+
+/// The driver's state: the pools and what is going on. All else is in the kernel and on disk.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) settings: StorageSettings,
+    pub(crate) pools: Pools,
+    pub(crate) attachments: Attachments,
+    pub(crate) in_flight: InFlight,
+    pub(crate) tasks: TaskTracker,
+}
+
+impl Service {
+    pub(crate) fn new(state: State) -> Self {
+        Self(Arc::new(state))
+    }
+
+    pub(crate) fn state(&self) -> &State {
+        &self.0
+    }
+
+    /// Does `work` for the RPC `method` and answers.
+    ///
+    /// The work runs in a task of its own to its end, also when the client cancels or its deadline passes and tonic
+    /// drops the handler: half a mount is worth less than one that the retry finds done. A failure is logged here, once;
+    /// requests never are, as they hold secrets.
+    async fn answer<T, E>(
+        &self,
+        method: &'static str,
+        volume: &str,
+        work: impl FnOnce(&State) -> Result<T, E> + Send + 'static,
+    ) -> Result<Response<T>, Status>
+    where
+        T: Send + 'static,
+        E: std::error::Error + Into<Status> + Send + 'static,
+    {
+        let state = Arc::clone(&self.0);
+        let volume = volume.to_owned();
+        let task = self.0.tasks.spawn_blocking(move || {
+            work(&state).map_err(|error| {
+                let message = full_message(&error);
+                let status = error.into();
+                tracing::warn!(method, volume, code = ?status.code(), error = message, "call failed");
+                status
+            })
+        });
+        match task.await {
+            Ok(answer) => answer.map(Response::new),
+            // The panic itself went to stderr.
+            Err(error) => Err(Status::internal(format!("{method} did not end: {error}"))),
+        }
+    }
+}

@@ -18,7 +18,7 @@ use crate::config::PoolKind;
 const MARKER: &str = "keelson-pool.json";
 
 /// The version of both formats that this program writes, and the only one so far.
-const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 1;
 
 /// `<pool>/keelson-pool.json`: makes a directory a pool.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,8 +79,8 @@ pub(crate) fn read_record<T: DeserializeOwned>(path: &Path) -> Result<Option<T>,
 
 /// Writes a record, whole or not at all.
 pub(crate) fn write_record<T: Serialize>(path: &Path, record: &T, durability: Durability) -> Result<(), RecordError> {
-    let mut text = serde_json::to_vec_pretty(record)
-        .map_err(|source| RecordError::Content { path: path.to_owned(), source })?;
+    let mut text =
+        serde_json::to_vec_pretty(record).map_err(|source| RecordError::Content { path: path.to_owned(), source })?;
     text.push(b'\n');
     write_atomic(path, &text, 0o600, durability).map_err(RecordError::io("write", path))
 }

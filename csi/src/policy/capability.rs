@@ -1,0 +1,283 @@
+//! Volume capabilities: what a request asks for, and what a volume can be used as.
+
+use keelson_host::Problem;
+use keelson_proto::csi::v1::{VolumeCapability, volume_capability};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+use volume_capability::access_mode::Mode;
+
+use super::MountOptions;
+use crate::config::PoolKind;
+
+/// How a volume may be published, as far as storage of one node can.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) enum AccessMode {
+    /// `SINGLE_NODE_WRITER`: at one path.
+    Writer,
+    /// `SINGLE_NODE_READER_ONLY`: at one path, read-only.
+    ReaderOnly,
+    /// `SINGLE_NODE_SINGLE_WRITER`: at one path.
+    SingleWriter,
+    /// `SINGLE_NODE_MULTI_WRITER`: at any number of paths.
+    MultiWriter,
+}
+
+/// A device or a directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) enum Access {
+    /// A raw block device.
+    Block,
+    /// A mounted filesystem.
+    #[serde(rename_all = "camelCase")]
+    Mount {
+        /// Its type; empty is whatever the volume has.
+        filesystem: String,
+        /// How it is mounted.
+        options: MountOptions,
+    },
+}
+
+/// What a request asks a volume to be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Capability {
+    pub(crate) mode: AccessMode,
+    pub(crate) access: Access,
+}
+
+/// Why a capability can't be served.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Rejected {
+    /// It isn't well-formed.
+    Invalid(Problem),
+    /// It is, but no volume of this driver can be that.
+    Unsupported(Problem),
+}
+
+/// What a volume is, once made, for all its life.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase", tag = "type")]
+pub(crate) enum Content {
+    /// An image without a filesystem of ours.
+    Block,
+    /// An image that was formatted, once, with ext4.
+    Ext4 { uuid: Uuid },
+    /// A directory.
+    Directory,
+}
+
+/// What a volume is to become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ContentKind {
+    Block,
+    Ext4,
+    Directory,
+}
+
+impl Content {
+    pub(crate) fn kind(&self) -> ContentKind {
+        match self {
+            Self::Block => ContentKind::Block,
+            Self::Ext4 { .. } => ContentKind::Ext4,
+            Self::Directory => ContentKind::Directory,
+        }
+    }
+}
+
+impl Capability {
+    /// Reads a capability of a request; `at` is the field's name, for the message.
+    pub(crate) fn parse(at: &str, capability: Option<&VolumeCapability>) -> Result<Self, Rejected> {
+        let invalid = |field: &str, value: &str, wrong: &str, remedy: &str| {
+            Rejected::Invalid(Problem::new(format!("{at}{field}"), value, wrong, remedy))
+        };
+        let Some(capability) = capability else {
+            return Err(invalid("", "", "is missing", "say how the volume is to be used"));
+        };
+        let access = match &capability.access_type {
+            None => return Err(invalid(".access_type", "", "is missing", "ask for block or mount")),
+            Some(volume_capability::AccessType::Block(_)) => Access::Block,
+            Some(volume_capability::AccessType::Mount(mount)) => {
+                if !mount.volume_mount_group.is_empty() {
+                    let remedy = "the driver doesn't advertise VOLUME_MOUNT_GROUP; leave it empty";
+                    return Err(invalid(".mount.volume_mount_group", &mount.volume_mount_group, "is set", remedy));
+                }
+                let options = MountOptions::parse(&mount.mount_flags)
+                    .map_err(|wrong| invalid(".mount.mount_flags", "", &wrong, "use options of mount(8)"))?;
+                Access::Mount { filesystem: mount.fs_type.clone(), options }
+            }
+        };
+        let mode = capability.access_mode.as_ref().map_or(0, |mode| mode.mode);
+        let mode = match Mode::try_from(mode) {
+            Ok(Mode::SingleNodeWriter) => AccessMode::Writer,
+            Ok(Mode::SingleNodeReaderOnly) => AccessMode::ReaderOnly,
+            Ok(Mode::SingleNodeSingleWriter) => AccessMode::SingleWriter,
+            Ok(Mode::SingleNodeMultiWriter) => AccessMode::MultiWriter,
+            Ok(mode @ (Mode::MultiNodeReaderOnly | Mode::MultiNodeSingleWriter | Mode::MultiNodeMultiWriter)) => {
+                return Err(Rejected::Unsupported(Problem::new(
+                    format!("{at}.access_mode"),
+                    mode.as_str_name(),
+                    "needs several nodes, but the volume lies on the disk of one",
+                    "use a SINGLE_NODE mode (ReadWriteOnce or ReadWriteOncePod)",
+                )));
+            }
+            Ok(Mode::Unknown) | Err(_) => {
+                let value = if mode == 0 { String::new() } else { mode.to_string() };
+                return Err(invalid(".access_mode", &value, "is missing or unknown", "use a SINGLE_NODE mode"));
+            }
+        };
+        Ok(Self { mode, access })
+    }
+
+    /// Whether a volume of this kind can be used so; the reason if not.
+    pub(crate) fn fits(&self, content: ContentKind) -> Result<(), String> {
+        match (&self.access, content) {
+            (Access::Block, ContentKind::Block) => Ok(()),
+            (Access::Block, ContentKind::Ext4) => {
+                Err("a volume with a filesystem can't be used as a raw block device".to_owned())
+            }
+            (Access::Block, ContentKind::Directory) => {
+                Err("a directory can't be used as a raw block device; use a pool of kind image".to_owned())
+            }
+            (Access::Mount { .. }, ContentKind::Block) => {
+                Err("a raw block volume has no filesystem to mount".to_owned())
+            }
+            (Access::Mount { filesystem, .. }, ContentKind::Ext4) => match filesystem.as_str() {
+                "" | "ext4" => Ok(()),
+                other => Err(format!("the filesystem {other:?} is not offered; use ext4 or leave it out")),
+            },
+            (Access::Mount { filesystem, options }, ContentKind::Directory) => {
+                if !filesystem.is_empty() {
+                    return Err(format!(
+                        "a directory has no filesystem of its own, so it can't be {filesystem:?}; leave the type out"
+                    ));
+                }
+                if !options.filesystem.is_empty() {
+                    return Err("a directory has no filesystem of its own, so it takes only the options of a bind \
+                                mount (ro, noexec, noatime and the like)"
+                        .to_owned());
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether nothing may be written through this publication.
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.mode == AccessMode::ReaderOnly
+    }
+}
+
+/// What a volume in a pool of `kind` has to be to serve all `capabilities`.
+///
+/// # Errors
+///
+/// Why no volume there can serve them all.
+pub(crate) fn content_for(kind: PoolKind, capabilities: &[Capability]) -> Result<ContentKind, String> {
+    let block = capabilities.iter().any(|capability| capability.access == Access::Block);
+    let content = match (kind, block) {
+        (PoolKind::Image, true) => ContentKind::Block,
+        (PoolKind::Image, false) => ContentKind::Ext4,
+        (PoolKind::Directory, _) => ContentKind::Directory,
+        (PoolKind::Subvolume, _) => return Err("pools of kind subvolume are not built yet".to_owned()),
+    };
+    capabilities.iter().try_for_each(|capability| capability.fits(content)).map(|()| content)
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use proptest::prelude::*;
+    use volume_capability::{AccessType, BlockVolume, MountVolume};
+
+    use super::*;
+
+    pub(crate) fn mount(filesystem: &str, flags: &[&str]) -> Access {
+        let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        Access::Mount { filesystem: filesystem.to_owned(), options: MountOptions::parse(&flags).unwrap() }
+    }
+
+    fn request(access: Option<AccessType>, mode: i32) -> VolumeCapability {
+        VolumeCapability { access_mode: Some(volume_capability::AccessMode { mode }), access_type: access }
+    }
+
+    fn any_access() -> Option<AccessType> {
+        Some(AccessType::Mount(MountVolume::default()))
+    }
+
+    #[test]
+    fn what_is_missing_is_invalid_and_what_needs_more_nodes_is_unsupported() {
+        let parse = |capability: Option<&VolumeCapability>| Capability::parse("volume_capability", capability);
+        assert!(matches!(parse(None), Err(Rejected::Invalid(_))));
+        assert!(matches!(parse(Some(&request(None, 1))), Err(Rejected::Invalid(_))));
+        for mode in [-1, 0, 8, 99] {
+            assert!(matches!(parse(Some(&request(any_access(), mode))), Err(Rejected::Invalid(_))), "{mode}");
+        }
+        let no_mode = VolumeCapability { access_mode: None, access_type: any_access() };
+        assert!(matches!(parse(Some(&no_mode)), Err(Rejected::Invalid(_))));
+        for mode in [3, 4, 5] {
+            assert!(matches!(parse(Some(&request(any_access(), mode))), Err(Rejected::Unsupported(_))), "{mode}");
+        }
+        for mode in [1, 2, 6, 7] {
+            assert!(parse(Some(&request(any_access(), mode))).is_ok(), "{mode}");
+            assert!(parse(Some(&request(Some(AccessType::Block(BlockVolume {})), mode))).is_ok(), "{mode}");
+        }
+    }
+
+    #[test]
+    fn a_volume_mount_group_is_not_ignored() {
+        let mount = MountVolume { volume_mount_group: "1000".to_owned(), ..MountVolume::default() };
+        let capability = request(Some(AccessType::Mount(mount)), 1);
+        assert!(matches!(Capability::parse("c", Some(&capability)), Err(Rejected::Invalid(_))));
+    }
+
+    #[test]
+    fn only_what_a_pool_can_be_is_promised() {
+        let capability = |access| Capability { mode: AccessMode::Writer, access };
+        let content =
+            |kind, accesses: Vec<Access>| content_for(kind, &accesses.into_iter().map(capability).collect::<Vec<_>>());
+        assert_eq!(content(PoolKind::Image, vec![Access::Block]), Ok(ContentKind::Block));
+        assert_eq!(content(PoolKind::Image, vec![mount("", &["discard"])]), Ok(ContentKind::Ext4));
+        assert_eq!(content(PoolKind::Image, vec![mount("ext4", &[]), mount("", &[])]), Ok(ContentKind::Ext4));
+        assert_eq!(content(PoolKind::Directory, vec![mount("", &["noatime"])]), Ok(ContentKind::Directory));
+        for (kind, accesses) in [
+            (PoolKind::Image, vec![mount("xfs", &[])]),
+            (PoolKind::Image, vec![mount("", &[]), Access::Block]),
+            (PoolKind::Directory, vec![Access::Block]),
+            (PoolKind::Directory, vec![mount("ext4", &[])]),
+            (PoolKind::Directory, vec![mount("", &["discard"])]),
+            (PoolKind::Subvolume, vec![mount("", &[])]),
+        ] {
+            assert!(content(kind, accesses.clone()).is_err(), "{kind:?} {accesses:?}");
+        }
+    }
+
+    fn access() -> impl Strategy<Value = Access> {
+        prop_oneof![
+            Just(Access::Block),
+            ("|ext4|xfs", proptest::sample::subsequence(vec!["ro", "noexec", "discard"], 0..3))
+                .prop_map(|(filesystem, flags)| mount(&filesystem, &flags)),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn a_volume_made_for_some_capabilities_serves_each_of_them(
+            accesses in proptest::collection::vec(access(), 1..4),
+            kind in proptest::sample::select(vec![PoolKind::Image, PoolKind::Directory]),
+        ) {
+            let capabilities: Vec<Capability> =
+                accesses.into_iter().map(|access| Capability { mode: AccessMode::Writer, access }).collect();
+            if let Ok(content) = content_for(kind, &capabilities) {
+                for capability in &capabilities {
+                    prop_assert_eq!(capability.fits(content), Ok(()));
+                }
+            } else {
+                prop_assert!(capabilities.iter().any(|capability| {
+                    [ContentKind::Block, ContentKind::Ext4, ContentKind::Directory]
+                        .iter().any(|content| capability.fits(*content).is_err())
+                }));
+            }
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! Sizes: what a request may ask for, what a volume costs its pool, what still fits.
+
+use keelson_proto::csi::v1::CapacityRange;
+
+use super::ContentKind;
+
+/// Images have whole blocks of this size, whatever the disk's sectors are.
+const GRANULE: u64 = 4096;
+
+/// Below this, mkfs.ext4 leaves out the journal and little remains for files.
+const SMALLEST_EXT4: u64 = 16 << 20;
+
+/// What a request without a size gets.
+const DEFAULT_BYTES: u64 = 64 << 20;
+
+/// Sizes are signed 64-bit numbers on the wire, and images must be addressable by the kernel.
+const LARGEST: u64 = i64::MAX as u64 / GRANULE * GRANULE;
+
+/// What one more volume costs beside its content: its folder, its record and the pool filesystem's own bookkeeping.
+const BOOKKEEPING: u64 = 64 << 10;
+
+/// The sizes that a request accepts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SizeRange {
+    /// At least so many bytes; 0 is no wish.
+    pub(crate) required: u64,
+    /// At most so many bytes; none is no limit.
+    pub(crate) limit: Option<u64>,
+}
+
+/// The request's sizes can't be had.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum OutOfRange {
+    #[error("capacity_range.{field} {value} is negative; use 0 for no wish")]
+    Negative { field: &'static str, value: i64 },
+    #[error("capacity_range.limit_bytes {limit} is below required_bytes {required}")]
+    Contradiction { required: u64, limit: u64 },
+    #[error(
+        "capacity_range allows at most {limit} bytes, but the volume would have {smallest}: sizes are multiples of \
+         {GRANULE}, and at least {SMALLEST_EXT4} with a filesystem"
+    )]
+    Limit { limit: u64, smallest: u64 },
+    #[error("capacity_range.required_bytes {required} is more than any volume can have, {LARGEST}")]
+    TooLarge { required: u64 },
+}
+
+impl SizeRange {
+    pub(crate) fn parse(range: Option<&CapacityRange>) -> Result<Self, OutOfRange> {
+        let (required, limit) = range.map_or((0, 0), |range| (range.required_bytes, range.limit_bytes));
+        let unsigned = |field, value: i64| u64::try_from(value).map_err(|_| OutOfRange::Negative { field, value });
+        let required = unsigned("required_bytes", required)?;
+        // "A value of 0 is equal to an unspecified field value."
+        let limit = Some(unsigned("limit_bytes", limit)?).filter(|limit| *limit > 0);
+        if let Some(limit) = limit.filter(|limit| *limit < required) {
+            return Err(OutOfRange::Contradiction { required, limit });
+        }
+        Ok(Self { required, limit })
+    }
+
+    /// Whether a volume of `bytes` is what this request wants.
+    pub(crate) fn admits(self, bytes: u64) -> bool {
+        bytes >= self.required && self.limit.is_none_or(|limit| bytes <= limit)
+    }
+
+    /// The smallest volume there can be.
+    pub(crate) fn smallest(content: ContentKind) -> u64 {
+        match content {
+            ContentKind::Block => GRANULE,
+            ContentKind::Ext4 => SMALLEST_EXT4,
+            ContentKind::Directory => 0,
+        }
+    }
+
+    /// The size of a new volume: the smallest that it can have, which is reported as its capacity.
+    ///
+    /// No size of a directory is enforced; what was asked for is taken as it is.
+    pub(crate) fn choose(self, content: ContentKind) -> Result<u64, OutOfRange> {
+        if content == ContentKind::Directory {
+            return Ok(self.required);
+        }
+        if self.required > LARGEST {
+            return Err(OutOfRange::TooLarge { required: self.required });
+        }
+        let smallest = self.required.next_multiple_of(GRANULE).max(Self::smallest(content));
+        let wanted = if self.required == 0 { DEFAULT_BYTES } else { smallest };
+        match self.limit {
+            Some(limit) if limit < smallest => Err(OutOfRange::Limit { limit, smallest }),
+            Some(limit) => Ok(wanted.min(limit / GRANULE * GRANULE)),
+            None => Ok(wanted),
+        }
+    }
+}
+
+/// What an image of `bytes` can come to occupy in its pool.
+///
+/// A sparse file written at random needs an extent record (12 bytes on ext4, 16 on xfs) for every 4 KiB at worst:
+/// 1/256 covers that.
+pub(crate) fn charge(bytes: u64) -> u64 {
+    bytes.saturating_add(bytes / 256).saturating_add(BOOKKEEPING)
+}
+
+/// The largest image whose [`charge`] fits into `available` bytes; 0 if none does.
+pub(crate) fn largest_volume(available: u64) -> u64 {
+    let room = available.saturating_sub(BOOKKEEPING).min(LARGEST);
+    // bytes + bytes / 256 <= room, so bytes <= room * 256 / 257; in two parts, as the product may not fit.
+    (room / 257 * 256 + room % 257 * 256 / 257) / GRANULE * GRANULE
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn range(required_bytes: i64, limit_bytes: i64) -> Result<SizeRange, OutOfRange> {
+        SizeRange::parse(Some(&CapacityRange { required_bytes, limit_bytes }))
+    }
+
+    #[track_caller]
+    fn check(required: i64, limit: i64, content: ContentKind, expected: Option<u64>) {
+        let found = range(required, limit).and_then(|range| range.choose(content));
+        assert_eq!(found.as_ref().ok(), expected.as_ref(), "{found:?}");
+    }
+
+    #[test]
+    fn sizes() {
+        use ContentKind::{Block, Directory, Ext4};
+        check(64 << 20, 0, Ext4, Some(67_108_864));
+        check(64 << 20, 64 << 20, Block, Some(67_108_864));
+        check(0, 0, Ext4, Some(DEFAULT_BYTES));
+        check(0, 20 << 20, Ext4, Some(20 << 20));
+        check(1, 0, Ext4, Some(SMALLEST_EXT4));
+        check(1, 0, Block, Some(4096));
+        check(1, SMALLEST_EXT4 as i64 - 1, Ext4, None);
+        check(4097, 4097, Block, None);
+        check(4097, 8192, Block, Some(8192));
+        check(0, 5000, Block, Some(4096));
+        check(5, 4, Block, None);
+        check(-1, 0, Block, None);
+        check(0, -1, Block, None);
+        check(i64::MAX, 0, Block, None);
+        check(i64::MAX, i64::MAX, Ext4, None);
+        check(12_345, 12_345, Directory, Some(12_345));
+        check(0, 0, Directory, Some(0));
+    }
+
+    #[test]
+    fn no_range_is_no_wish() {
+        assert_eq!(SizeRange::parse(None), Ok(SizeRange { required: 0, limit: None }));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_chosen_is_admitted_and_whole(
+            required in prop_oneof![any::<i64>(), 0..(1_i64 << 40)],
+            limit in prop_oneof![any::<i64>(), 0..(1_i64 << 40), Just(0)],
+            content in proptest::sample::select(vec![ContentKind::Block, ContentKind::Ext4]),
+        ) {
+            if let Ok(range) = range(required, limit) && let Ok(bytes) = range.choose(content) {
+                prop_assert!(range.admits(bytes));
+                prop_assert_eq!(bytes % GRANULE, 0);
+                prop_assert!(bytes > 0 && i64::try_from(bytes).is_ok());
+                prop_assert!(content == ContentKind::Block || bytes >= SMALLEST_EXT4);
+            }
+        }
+
+        #[test]
+        fn the_largest_volume_fits_and_the_next_larger_one_does_not(available in any::<u64>()) {
+            let largest = largest_volume(available);
+            if largest > 0 {
+                prop_assert!(charge(largest) <= available);
+            }
+            // Rounding may cost up to a few blocks, never more.
+            prop_assert!(largest >= LARGEST - LARGEST / 128 || charge(largest + 4 * GRANULE) > available);
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! Pages of a list that changes between the calls for them.
+
+use std::{collections::BTreeMap, ops::Bound};
+
+use super::VolumeId;
+
+/// One page, and where the next one starts.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Page<T> {
+    pub(crate) entries: Vec<T>,
+    /// Empty on the last page.
+    pub(crate) next_token: String,
+}
+
+/// The token was not one of ours.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("starting_token {0:?} was not given by this driver; start again without one")]
+pub(crate) struct InvalidToken(String);
+
+/// A page of at most `max_entries` (0: all) after `starting_token` (empty: from the start).
+///
+/// A token is the last id of its page, and ids come in their own order. So a volume that is there all the time is on
+/// exactly one page, whatever is made and deleted meanwhile, and no token goes stale.
+pub(crate) fn page<T>(
+    volumes: &BTreeMap<VolumeId, T>,
+    starting_token: &str,
+    max_entries: usize,
+) -> Result<Page<T>, InvalidToken>
+where
+    T: Clone,
+{
+    let start = match starting_token {
+        "" => Bound::Unbounded,
+        token => Bound::Excluded(token.parse::<VolumeId>().map_err(|_| InvalidToken(token.to_owned()))?),
+    };
+    let mut rest = volumes.range((start, Bound::Unbounded));
+    let count = if max_entries == 0 { usize::MAX } else { max_entries };
+    let mut entries = Vec::new();
+    let mut last = None;
+    for (id, volume) in rest.by_ref().take(count) {
+        entries.push(volume.clone());
+        last = Some(id);
+    }
+    let next_token = match (rest.next(), last) {
+        (Some(_), Some(last)) => last.as_str().to_owned(),
+        _ => String::new(),
+    };
+    Ok(Page { entries, next_token })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn id(number: u16) -> VolumeId {
+        format!("v1-{number:032x}").parse().unwrap()
+    }
+
+    fn volumes(numbers: &BTreeSet<u16>) -> BTreeMap<VolumeId, u16> {
+        numbers.iter().map(|number| (id(*number), *number)).collect()
+    }
+
+    #[test]
+    fn a_token_of_others_is_refused() {
+        for token in ["invalid-token", "0", "v1-", "../../etc"] {
+            assert_eq!(page(&volumes(&BTreeSet::new()), token, 0), Err(InvalidToken(token.to_owned())));
+        }
+    }
+
+    #[test]
+    fn the_last_page_has_no_token() {
+        let all = volumes(&BTreeSet::from([1, 2, 3, 4]));
+        let first = page(&all, "", 2).unwrap();
+        assert_eq!(first, Page { entries: vec![1, 2], next_token: id(2).as_str().to_owned() });
+        assert_eq!(page(&all, &first.next_token, 2).unwrap(), Page { entries: vec![3, 4], next_token: String::new() });
+        assert_eq!(page(&all, "", 0).unwrap().entries, [1, 2, 3, 4]);
+        assert_eq!(page(&all, id(9).as_str(), 0).unwrap().entries, [0_u16; 0]);
+    }
+
+    proptest! {
+        #[test]
+        fn whoever_stays_is_listed_exactly_once_under_churn(
+            stay in proptest::collection::btree_set(any::<u16>(), 0..40),
+            churn in proptest::collection::vec(proptest::collection::btree_set(any::<u16>(), 0..40), 1..60),
+            max_entries in 1_usize..7,
+        ) {
+            let mut token = String::new();
+            let mut seen = Vec::new();
+            let mut rounds = churn.iter().cycle();
+            loop {
+                let now: BTreeSet<u16> = stay.union(rounds.next().unwrap()).copied().collect();
+                let found = page(&volumes(&now), &token, max_entries).unwrap();
+                prop_assert!(found.entries.len() <= max_entries);
+                seen.extend(found.entries);
+                if found.next_token.is_empty() {
+                    break;
+                }
+                token = found.next_token;
+            }
+            prop_assert!(seen.is_sorted());
+            for number in stay {
+                prop_assert_eq!(seen.iter().filter(|found| **found == number).count(), 1);
+            }
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! What a second NodePublishVolume of the same volume means.
+
+use serde::{Deserialize, Serialize};
+
+use super::{AccessMode, Capability, TargetPath};
+
+/// One publication: where, and the arguments that shape it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Publication {
+    pub(crate) target: TargetPath,
+    pub(crate) capability: Capability,
+    pub(crate) read_only: bool,
+}
+
+/// What to do.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Verdict<'a> {
+    /// Publish it.
+    Proceed,
+    /// It is published just so.
+    Done,
+    /// ALREADY_EXISTS: it is published there in another way.
+    Different,
+    /// FAILED_PRECONDITION: it is published there, and it may be published only once.
+    Elsewhere(&'a TargetPath),
+}
+
+/// The table of the CSI spec, NodePublishVolume, for a plugin with SINGLE_NODE_MULTI_WRITER:
+///
+/// | | T1=T2, P1=P2 | T1=T2, P1!=P2 | T1!=T2 |
+/// |---|---|---|---|
+/// | SINGLE_NODE_MULTI_WRITER | OK | ALREADY_EXISTS | OK |
+/// | the other SINGLE_NODE modes | OK | ALREADY_EXISTS | FAILED_PRECONDITION |
+///
+/// `existing` is what is published in truth: recorded, and still mounted.
+pub(crate) fn second_publish<'a>(existing: &'a [Publication], wanted: &Publication) -> Verdict<'a> {
+    if let Some(same) = existing.iter().find(|publication| publication.target == wanted.target) {
+        return if same == wanted { Verdict::Done } else { Verdict::Different };
+    }
+    let shared = |publication: &Publication| publication.capability.mode == AccessMode::MultiWriter;
+    match existing.iter().find(|publication| !(shared(publication) && shared(wanted))) {
+        Some(other) => Verdict::Elsewhere(&other.target),
+        None => Verdict::Proceed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::policy::{Access, capability::tests::mount};
+
+    fn publication(target: &str, mode: AccessMode, access: Access, read_only: bool) -> Publication {
+        let target = TargetPath::try_from(target.to_owned()).unwrap();
+        Publication { target, capability: Capability { mode, access }, read_only }
+    }
+
+    fn any_publication() -> impl Strategy<Value = Publication> {
+        use AccessMode::{MultiWriter, ReaderOnly, SingleWriter, Writer};
+        (
+            proptest::sample::select(vec!["/a", "/b", "/c"]),
+            proptest::sample::select(vec![Writer, ReaderOnly, SingleWriter, MultiWriter]),
+            proptest::sample::select(vec![Access::Block, mount("", &[]), mount("", &["noexec"])]),
+            any::<bool>(),
+        )
+            .prop_map(|(target, mode, access, read_only)| publication(target, mode, access, read_only))
+    }
+
+    #[test]
+    fn the_table() {
+        use AccessMode::{MultiWriter, ReaderOnly, SingleWriter, Writer};
+        for mode in [Writer, ReaderOnly, SingleWriter, MultiWriter] {
+            let existing = [publication("/a", mode, mount("", &[]), false)];
+            assert_eq!(second_publish(&[], &existing[0]), Verdict::Proceed);
+            assert_eq!(second_publish(&existing, &existing[0]), Verdict::Done);
+            let differently = publication("/a", mode, mount("", &[]), true);
+            assert_eq!(second_publish(&existing, &differently), Verdict::Different);
+            let other_flags = publication("/a", mode, mount("", &["noexec"]), false);
+            assert_eq!(second_publish(&existing, &other_flags), Verdict::Different);
+            let elsewhere = publication("/b", mode, mount("", &[]), false);
+            let expected = if mode == MultiWriter { Verdict::Proceed } else { Verdict::Elsewhere(&existing[0].target) };
+            assert_eq!(second_publish(&existing, &elsewhere), expected, "{mode:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_order_of_calls_gives_a_single_use_volume_two_targets(
+            calls in proptest::collection::vec(any_publication(), 0..12)
+        ) {
+            let mut published: Vec<Publication> = Vec::new();
+            for call in calls {
+                if second_publish(&published, &call) == Verdict::Proceed {
+                    published.push(call);
+                }
+            }
+            if published.len() > 1 {
+                prop_assert!(published.iter().all(|one| one.capability.mode == AccessMode::MultiWriter));
+            }
+            let mut targets: Vec<_> = published.iter().map(|one| &one.target).collect();
+            targets.dedup();
+            prop_assert_eq!(targets.len(), published.len());
+        }
+    }
+}

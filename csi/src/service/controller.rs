@@ -1,0 +1,256 @@
+//! The Controller service.
+
+use controller_service_capability::rpc::Type;
+use keelson_host::Problem;
+use keelson_proto::csi::v1::{
+    ControllerExpandVolumeRequest, ControllerExpandVolumeResponse, ControllerGetCapabilitiesRequest,
+    ControllerGetCapabilitiesResponse, ControllerGetVolumeHealthRequest, ControllerGetVolumeHealthResponse,
+    ControllerGetVolumeRequest, ControllerGetVolumeResponse, ControllerListVolumeHealthRequest,
+    ControllerListVolumeHealthResponse, ControllerModifyVolumeRequest, ControllerModifyVolumeResponse,
+    ControllerPublishVolumeRequest, ControllerPublishVolumeResponse, ControllerServiceCapability,
+    ControllerUnpublishVolumeRequest, ControllerUnpublishVolumeResponse, CreateSnapshotRequest, CreateSnapshotResponse,
+    CreateVolumeRequest, CreateVolumeResponse, DeleteSnapshotRequest, DeleteSnapshotResponse, DeleteVolumeRequest,
+    DeleteVolumeResponse, GetCapacityRequest, GetCapacityResponse, GetSnapshotRequest, GetSnapshotResponse,
+    ListSnapshotsRequest, ListSnapshotsResponse, ListVolumesRequest, ListVolumesResponse,
+    ValidateVolumeCapabilitiesRequest, ValidateVolumeCapabilitiesResponse, controller_server::Controller,
+    controller_service_capability, list_volumes_response::Entry, validate_volume_capabilities_response::Confirmed,
+};
+use tonic::{Request, Response, Status};
+
+use super::{
+    Service, State,
+    create::{self, capabilities, describe, pool_for},
+    delete,
+    request::required,
+};
+use crate::{
+    error::QueryError,
+    policy::{ContentKind, Parameters, Rejected, SizeRange, check_map, content_for, includes, largest_volume, page},
+};
+
+#[tonic::async_trait]
+impl Controller for Service {
+    async fn create_volume(
+        &self,
+        request: Request<CreateVolumeRequest>,
+    ) -> Result<Response<CreateVolumeResponse>, Status> {
+        let request = request.into_inner();
+        let name = request.name.clone();
+        self.answer("CreateVolume", &name, move |state| create::create(state, &request)).await
+    }
+
+    async fn delete_volume(
+        &self,
+        request: Request<DeleteVolumeRequest>,
+    ) -> Result<Response<DeleteVolumeResponse>, Status> {
+        let request = request.into_inner();
+        let volume = request.volume_id.clone();
+        self.answer("DeleteVolume", &volume, move |state| delete::delete(state, &request)).await
+    }
+
+    async fn validate_volume_capabilities(
+        &self,
+        request: Request<ValidateVolumeCapabilitiesRequest>,
+    ) -> Result<Response<ValidateVolumeCapabilitiesResponse>, Status> {
+        let request = request.into_inner();
+        let volume = request.volume_id.clone();
+        self.answer("ValidateVolumeCapabilities", &volume, move |state| validate(state, request)).await
+    }
+
+    async fn list_volumes(
+        &self,
+        request: Request<ListVolumesRequest>,
+    ) -> Result<Response<ListVolumesResponse>, Status> {
+        let request = request.into_inner();
+        self.answer("ListVolumes", "", move |state| list(state, &request)).await
+    }
+
+    async fn get_capacity(
+        &self,
+        request: Request<GetCapacityRequest>,
+    ) -> Result<Response<GetCapacityResponse>, Status> {
+        let request = request.into_inner();
+        self.answer("GetCapacity", "", move |state| capacity(state, &request)).await
+    }
+
+    async fn controller_get_capabilities(
+        &self,
+        _: Request<ControllerGetCapabilitiesRequest>,
+    ) -> Result<Response<ControllerGetCapabilitiesResponse>, Status> {
+        let capabilities =
+            [Type::CreateDeleteVolume, Type::ListVolumes, Type::GetCapacity, Type::SingleNodeMultiWriter]
+                .map(|kind| ControllerServiceCapability {
+                    r#type: Some(controller_service_capability::Type::Rpc(controller_service_capability::Rpc {
+                        r#type: kind.into(),
+                    })),
+                })
+                .to_vec();
+        Ok(Response::new(ControllerGetCapabilitiesResponse { capabilities }))
+    }
+
+    async fn controller_publish_volume(
+        &self,
+        _: Request<ControllerPublishVolumeRequest>,
+    ) -> Result<Response<ControllerPublishVolumeResponse>, Status> {
+        Err(Status::unimplemented("PUBLISH_UNPUBLISH_VOLUME is not advertised: a node's own disk needs no attaching"))
+    }
+
+    async fn controller_unpublish_volume(
+        &self,
+        _: Request<ControllerUnpublishVolumeRequest>,
+    ) -> Result<Response<ControllerUnpublishVolumeResponse>, Status> {
+        Err(Status::unimplemented("PUBLISH_UNPUBLISH_VOLUME is not advertised: a node's own disk needs no attaching"))
+    }
+
+    async fn controller_get_volume(
+        &self,
+        _: Request<ControllerGetVolumeRequest>,
+    ) -> Result<Response<ControllerGetVolumeResponse>, Status> {
+        Err(Status::unimplemented("GET_VOLUME is not advertised"))
+    }
+
+    async fn controller_list_volume_health(
+        &self,
+        _: Request<ControllerListVolumeHealthRequest>,
+    ) -> Result<Response<ControllerListVolumeHealthResponse>, Status> {
+        Err(Status::unimplemented("LIST_VOLUME_HEALTH is not advertised"))
+    }
+
+    async fn controller_get_volume_health(
+        &self,
+        _: Request<ControllerGetVolumeHealthRequest>,
+    ) -> Result<Response<ControllerGetVolumeHealthResponse>, Status> {
+        Err(Status::unimplemented("GET_VOLUME_HEALTH is not advertised"))
+    }
+
+    async fn create_snapshot(
+        &self,
+        _: Request<CreateSnapshotRequest>,
+    ) -> Result<Response<CreateSnapshotResponse>, Status> {
+        Err(Status::unimplemented("CREATE_DELETE_SNAPSHOT is not advertised"))
+    }
+
+    async fn delete_snapshot(
+        &self,
+        _: Request<DeleteSnapshotRequest>,
+    ) -> Result<Response<DeleteSnapshotResponse>, Status> {
+        Err(Status::unimplemented("CREATE_DELETE_SNAPSHOT is not advertised"))
+    }
+
+    async fn list_snapshots(
+        &self,
+        _: Request<ListSnapshotsRequest>,
+    ) -> Result<Response<ListSnapshotsResponse>, Status> {
+        Err(Status::unimplemented("LIST_SNAPSHOTS is not advertised"))
+    }
+
+    async fn get_snapshot(&self, _: Request<GetSnapshotRequest>) -> Result<Response<GetSnapshotResponse>, Status> {
+        Err(Status::unimplemented("GET_SNAPSHOT is not advertised"))
+    }
+
+    async fn controller_expand_volume(
+        &self,
+        _: Request<ControllerExpandVolumeRequest>,
+    ) -> Result<Response<ControllerExpandVolumeResponse>, Status> {
+        Err(Status::unimplemented("EXPAND_VOLUME is not advertised"))
+    }
+
+    async fn controller_modify_volume(
+        &self,
+        _: Request<ControllerModifyVolumeRequest>,
+    ) -> Result<Response<ControllerModifyVolumeResponse>, Status> {
+        Err(Status::unimplemented("MODIFY_VOLUME is not advertised"))
+    }
+}
+
+/// What a volume can't be is no error: the answer then confirms nothing and says why. The volume context isn't
+/// compared: the driver gives none, and sidecars add keys of their own.
+fn validate(
+    state: &State,
+    request: ValidateVolumeCapabilitiesRequest,
+) -> Result<ValidateVolumeCapabilitiesResponse, QueryError> {
+    let id = required("volume_id", &request.volume_id)?;
+    check_map("secrets", &request.secrets)?;
+    let refuse = |message| Ok(ValidateVolumeCapabilitiesResponse { confirmed: None, message });
+    let parameters = Parameters::parse(&request.parameters);
+    let parsed = capabilities(&request.volume_capabilities, &Parameters::default());
+    if let Err(Rejected::Invalid(problem)) = parsed {
+        return Err(problem.into());
+    }
+    let (pool, record) = state.pools.locate(id)?;
+    let parsed = match parsed {
+        Ok(parsed) => parsed,
+        Err(Rejected::Invalid(problem) | Rejected::Unsupported(problem)) => return refuse(problem.to_string()),
+    };
+    for capability in &parsed {
+        if let Err(reason) = capability.fits(record.content.kind()) {
+            return refuse(reason);
+        }
+    }
+    match parameters {
+        Err(problem) => return refuse(problem.to_string()),
+        Ok(Parameters { pool: Some(name), .. }) if name != pool.settings.name => {
+            return refuse(format!("the volume is in pool {}, not {name}", pool.settings.name));
+        }
+        Ok(parameters) if !request.parameters.is_empty() && parameters.provisioning != record.provisioning => {
+            return refuse("the volume is provisioned otherwise".to_owned());
+        }
+        Ok(_) => {}
+    }
+    let confirmed = Confirmed {
+        volume_context: request.volume_context,
+        volume_capabilities: request.volume_capabilities,
+        parameters: request.parameters,
+        mutable_parameters: request.mutable_parameters,
+    };
+    Ok(ValidateVolumeCapabilitiesResponse { confirmed: Some(confirmed), message: String::new() })
+}
+
+fn list(state: &State, request: &ListVolumesRequest) -> Result<ListVolumesResponse, QueryError> {
+    let Ok(max_entries) = usize::try_from(request.max_entries) else {
+        return Err(Problem::new("max_entries", request.max_entries, "is negative", "use 0 for no limit").into());
+    };
+    let page = page(&state.pools.all()?, &request.starting_token, max_entries)?;
+    let node = &state.settings.node_name;
+    let entries =
+        page.entries.iter().map(|record| Entry { volume: Some(describe(record, node)), status: None }).collect();
+    Ok(ListVolumesResponse { entries, next_token: page.next_token })
+}
+
+/// What could be promised now, to a volume of these parameters and capabilities: 0 where none can be made.
+fn capacity(state: &State, request: &GetCapacityRequest) -> Result<GetCapacityResponse, QueryError> {
+    let parameters = Parameters::parse(&request.parameters)?;
+    let node = &state.settings.node_name;
+    if request.accessible_topology.as_ref().is_some_and(|topology| !includes(topology, node)) {
+        return Ok(answer(0, 0, ContentKind::Block));
+    }
+    let wanted = match request.volume_capabilities.as_slice() {
+        [] => Vec::new(),
+        some => match capabilities(some, &parameters) {
+            Ok(wanted) => wanted,
+            Err(Rejected::Invalid(problem)) => return Err(problem.into()),
+            Err(Rejected::Unsupported(_)) => return Ok(answer(0, 0, ContentKind::Block)),
+        },
+    };
+    // A pool that this node lacks is one without room: other nodes may have it.
+    let Some(pool) = pool_for(state, &parameters, &wanted) else { return Ok(answer(0, 0, ContentKind::Block)) };
+    let Ok(content) = content_for(pool.settings.kind, &wanted) else {
+        return Ok(answer(0, 0, ContentKind::Block));
+    };
+    pool.check()?;
+    let available = state.pools.available(pool)?;
+    let largest = if content == ContentKind::Directory { available } else { largest_volume(available) };
+    Ok(answer(available, largest, content))
+}
+
+fn answer(available: u64, largest: u64, content: ContentKind) -> GetCapacityResponse {
+    let signed = |bytes| i64::try_from(bytes).unwrap_or(i64::MAX);
+    let smallest = SizeRange::smallest(content);
+    // Below the smallest volume there is room for none.
+    let (available, largest) = if largest < smallest { (0, 0) } else { (available, largest) };
+    GetCapacityResponse {
+        available_capacity: signed(available),
+        maximum_volume_size: Some(signed(largest)),
+        minimum_volume_size: Some(signed(smallest)),
+    }
+}

@@ -1,0 +1,254 @@
+//! CreateVolume.
+
+use keelson_host::Problem;
+use keelson_proto::csi::v1::{CreateVolumeRequest, CreateVolumeResponse, Volume};
+use rustix::fs::Mode;
+use uuid::Uuid;
+
+use super::{Guard, Pending, State, request::required};
+use crate::{
+    config::PoolKind,
+    kernel::{HelperError, filesystem},
+    policy::{
+        Access, Capability, Content, ContentKind, OutOfRange, Parameters, Provisioning, Rejected, SizeRange,
+        TOPOLOGY_KEY, VolumeId, admits, check_map, content_for, names, segments,
+    },
+    store::{Lacking, Pool, StoreError, Unavailable, VolumeRecord, create_image, data, image},
+};
+
+/// Why no volume was created.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CreateError {
+    #[error("{0}")]
+    Invalid(Problem),
+    #[error(transparent)]
+    Size(#[from] OutOfRange),
+    #[error(transparent)]
+    Pending(#[from] Pending),
+    #[error("volumes can only be made on this node, {TOPOLOGY_KEY}={node}, which accessibility_requirements rule out")]
+    Topology { node: String },
+    #[error("volume {name:?} exists, but {difference}")]
+    Exists { name: String, difference: String },
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+    #[error(transparent)]
+    Lacking(#[from] Lacking),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("failed to make a filesystem")]
+    Format(#[from] HelperError),
+    #[error("mkfs.ext4 left no filesystem with UUID {uuid} in {image}")]
+    NotFormatted { uuid: Uuid, image: String },
+}
+
+impl From<Problem> for CreateError {
+    fn from(problem: Problem) -> Self {
+        Self::Invalid(problem)
+    }
+}
+
+/// What the request comes down to.
+struct Wish {
+    name: String,
+    capabilities: Vec<Capability>,
+    parameters: Parameters,
+    range: SizeRange,
+}
+
+pub(super) fn create(state: &State, request: &CreateVolumeRequest) -> Result<CreateVolumeResponse, CreateError> {
+    let wish = Wish::parse(request)?;
+    let node = &state.settings.node_name;
+    if !admits(request.accessibility_requirements.as_ref(), node) {
+        return Err(CreateError::Topology { node: node.clone() });
+    }
+    let pool = choose_pool(state, &wish)?;
+    let content = content_for(pool.settings.kind, &wish.capabilities).map_err(|wrong| {
+        let remedy = format!("pool {} is of kind {}", pool.settings.name, pool.settings.kind.as_str());
+        Problem::new("volume_capabilities", "", format!("can't be served ({wrong})"), remedy)
+    })?;
+    if content == ContentKind::Directory && wish.parameters.provisioning == Provisioning::Thick {
+        let remedy = "a directory takes no space of its own; leave it out or use a pool of kind image";
+        return Err(Problem::new("parameters[provisioning]", "thick", "is not offered by this pool", remedy).into());
+    }
+    let bytes = wish.range.choose(content)?;
+
+    let guard = state.in_flight.begin(format!("{:?}", wish.name), "CreateVolume")?.into();
+    pool.check()?;
+    let record = match state.pools.find_by_name(&wish.name) {
+        Some((pool, existing)) => {
+            // A DeleteVolume of it may be on its way.
+            let _guard = state.in_flight.begin(existing.id.as_str(), "CreateVolume")?;
+            pool.check()?;
+            if let Some(difference) = wish.difference(pool, &existing) {
+                return Err(CreateError::Exists { name: wish.name, difference });
+            }
+            existing
+        }
+        None => build(state, pool, wish, content, bytes, &guard)?,
+    };
+    Ok(CreateVolumeResponse { volume: Some(describe(&record, node)) })
+}
+
+/// A volume as the CSI messages describe it. A directory's size is unknown, as nothing enforces one.
+pub(super) fn describe(record: &VolumeRecord, node: &str) -> Volume {
+    let bytes = if record.content == Content::Directory { 0 } else { record.bytes };
+    Volume {
+        volume_id: record.id.as_str().to_owned(),
+        // Sizes were checked to fit when the volume was made.
+        capacity_bytes: i64::try_from(bytes).unwrap_or(i64::MAX),
+        accessible_topology: vec![segments(node)],
+        ..Volume::default()
+    }
+}
+
+impl Wish {
+    fn parse(request: &CreateVolumeRequest) -> Result<Self, CreateError> {
+        let name = required("name", &request.name)?.to_owned();
+        names::check_volume_name(&name).map_err(|wrong| Problem::new("name", "", wrong, "use printable characters"))?;
+        if request.volume_content_source.is_some() {
+            let wrong = "is not offered: this driver makes no snapshots or clones yet";
+            return Err(Problem::new("volume_content_source", "", wrong, "leave it out").into());
+        }
+        if !request.mutable_parameters.is_empty() {
+            let wrong = "are not offered: the driver doesn't advertise MODIFY_VOLUME";
+            return Err(Problem::new("mutable_parameters", "", wrong, "leave them out").into());
+        }
+        check_map("secrets", &request.secrets)?;
+        let parameters = Parameters::parse(&request.parameters)?;
+        let capabilities = capabilities(&request.volume_capabilities, &parameters)
+            .map_err(|(Rejected::Invalid(problem) | Rejected::Unsupported(problem))| problem)?;
+        let range = SizeRange::parse(request.capacity_range.as_ref())?;
+        Ok(Self { name, capabilities, parameters, range })
+    }
+
+    /// In what an existing volume of that name isn't what is asked for.
+    fn difference(&self, pool: &Pool, existing: &VolumeRecord) -> Option<String> {
+        if let Some(wanted) = self.parameters.pool.as_ref().filter(|wanted| **wanted != pool.settings.name) {
+            return Some(format!("in pool {}, not {wanted}", pool.settings.name));
+        }
+        if self.parameters.provisioning != existing.provisioning {
+            return Some("it is provisioned otherwise".to_owned());
+        }
+        if !self.range.admits(existing.bytes) {
+            return Some(format!("with {} bytes, outside of capacity_range", existing.bytes));
+        }
+        self.capabilities.iter().find_map(|capability| capability.fits(existing.content.kind()).err())
+    }
+}
+
+/// The capabilities of a request, which must have some. Where one names no filesystem, the StorageClass may.
+pub(super) fn capabilities(
+    capabilities: &[keelson_proto::csi::v1::VolumeCapability],
+    parameters: &Parameters,
+) -> Result<Vec<Capability>, Rejected> {
+    if capabilities.is_empty() {
+        return Err(Rejected::Invalid(Problem::new("volume_capabilities", "", "is missing", "it is required")));
+    }
+    let parse = |(index, capability)| {
+        let mut parsed = Capability::parse(&format!("volume_capabilities[{index}]"), Some(capability))?;
+        if let (Access::Mount { filesystem, .. }, Some(default)) = (&mut parsed.access, &parameters.filesystem)
+            && filesystem.is_empty()
+        {
+            filesystem.clone_from(default);
+        }
+        Ok(parsed)
+    };
+    capabilities.iter().enumerate().map(parse).collect()
+}
+
+/// The pool that the StorageClass names, else the first that can serve the request.
+pub(super) fn pool_for<'a>(state: &'a State, parameters: &Parameters, capabilities: &[Capability]) -> Option<&'a Pool> {
+    match &parameters.pool {
+        Some(name) => state.pools.named(name),
+        None => state.pools.iter().find(|pool| content_for(pool.settings.kind, capabilities).is_ok()),
+    }
+}
+
+fn choose_pool<'a>(state: &'a State, wish: &Wish) -> Result<&'a Pool, Problem> {
+    pool_for(state, &wish.parameters, &wish.capabilities).ok_or_else(|| {
+        let known = state.pools.iter().map(|pool| pool.settings.name.as_str()).collect::<Vec<_>>().join(", ");
+        match &wish.parameters.pool {
+            Some(name) => {
+                let remedy = format!("this node's pools are: {known}");
+                Problem::new("parameters[pool]", name, "is not a pool of this node", remedy)
+            }
+            None => {
+                // The first pool's reason stands for all.
+                let reason = state
+                    .pools
+                    .iter()
+                    .find_map(|pool| content_for(pool.settings.kind, &wish.capabilities).err())
+                    .unwrap_or_default();
+                let wrong = format!("can't be served by any pool of this node ({reason})");
+                Problem::new("volume_capabilities", "", wrong, format!("this node's pools are: {known}"))
+            }
+        }
+    })
+}
+
+/// Builds the volume beside the others and renames it into place.
+fn build(
+    state: &State,
+    pool: &Pool,
+    wish: Wish,
+    content: ContentKind,
+    bytes: u64,
+    guard: &std::sync::Arc<Guard>,
+) -> Result<VolumeRecord, CreateError> {
+    // Counts until the volume counts itself.
+    let _reservation = if pool.settings.kind == PoolKind::Directory {
+        let available = state.pools.available(pool)?;
+        if bytes > available {
+            let pool = pool.settings.name.clone();
+            return Err(Lacking::Space { pool, bytes, largest: available }.into());
+        }
+        None
+    } else {
+        Some(state.pools.reserve(pool, bytes)?)
+    };
+    let id = VolumeId::generate();
+    let draft = pool.build(&id)?;
+    let provisioning = wish.parameters.provisioning;
+    let content = match content {
+        ContentKind::Directory => {
+            let path = data(draft.folder());
+            rustix::fs::mkdir(&path, Mode::from_raw_mode(0o755))
+                .map_err(|error| StoreError::io("create", &path)(error.into()))?;
+            Content::Directory
+        }
+        ContentKind::Block | ContentKind::Ext4 => {
+            let path = image(draft.folder());
+            let file = create_image(&path, bytes, provisioning)?;
+            let content = if content == ContentKind::Ext4 {
+                let uuid = Uuid::new_v4();
+                format(state, &path, uuid, guard)?;
+                match filesystem::ext4_uuid(&file).map_err(StoreError::io("read", &path))? {
+                    Some(found) if found == uuid => Content::Ext4 { uuid },
+                    _ => return Err(CreateError::NotFormatted { uuid, image: path.display().to_string() }),
+                }
+            } else {
+                Content::Block
+            };
+            file.sync_all().map_err(StoreError::io("sync", &path))?;
+            content
+        }
+    };
+    let record = VolumeRecord::new(id, wish.name, bytes, provisioning, content);
+    draft.commit(record.clone())?;
+    tracing::info!(volume = %record.id, name = record.name, pool = pool.settings.name, bytes, "volume created");
+    Ok(record)
+}
+
+/// Formats an image. This happens while it is built, before it is a volume, and so at most once in a volume's life.
+fn format(
+    state: &State,
+    image: &std::path::Path,
+    uuid: Uuid,
+    guard: &std::sync::Arc<Guard>,
+) -> Result<(), HelperError> {
+    let uuid = uuid.to_string();
+    // nodiscard: a thick image keeps its blocks. -m 0: no part of a volume is kept for root.
+    let options = ["-q", "-F", "-b", "4096", "-m", "0", "-E", "nodiscard", "-U", &uuid];
+    let arguments = options.into_iter().map(std::ffi::OsStr::new).chain([image.as_os_str()]);
+    state.settings.helper.run_program("mkfs.ext4", arguments, guard)
+}

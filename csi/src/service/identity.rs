@@ -1,0 +1,50 @@
+//! The Identity service.
+
+use keelson_proto::csi::v1::{
+    GetPluginCapabilitiesRequest, GetPluginCapabilitiesResponse, GetPluginInfoRequest, GetPluginInfoResponse,
+    PluginCapability, ProbeRequest, ProbeResponse, identity_server::Identity, plugin_capability,
+};
+use plugin_capability::service::Type;
+use tonic::{Request, Response, Status};
+
+use super::Service;
+use crate::{config::PoolKind, error::MissingProgram, kernel::program_exists};
+
+/// What formats images.
+const MKFS: &str = "mkfs.ext4";
+
+#[tonic::async_trait]
+impl Identity for Service {
+    async fn get_plugin_info(
+        &self,
+        _: Request<GetPluginInfoRequest>,
+    ) -> Result<Response<GetPluginInfoResponse>, Status> {
+        Ok(Response::new(GetPluginInfoResponse {
+            name: self.state().settings.driver_name.clone(),
+            vendor_version: env!("CARGO_PKG_VERSION").to_owned(),
+            ..GetPluginInfoResponse::default()
+        }))
+    }
+
+    async fn get_plugin_capabilities(
+        &self,
+        _: Request<GetPluginCapabilitiesRequest>,
+    ) -> Result<Response<GetPluginCapabilitiesResponse>, Status> {
+        let capabilities = [Type::ControllerService, Type::VolumeAccessibilityConstraints]
+            .map(|kind| PluginCapability {
+                r#type: Some(plugin_capability::Type::Service(plugin_capability::Service { r#type: kind.into() })),
+            })
+            .to_vec();
+        Ok(Response::new(GetPluginCapabilitiesResponse { capabilities }))
+    }
+
+    /// Ready as soon as it answers. A pool whose disk is missing is no reason to be restarted, which is what a
+    /// failing probe leads to; it shows in the metrics and in every call that needs it.
+    async fn probe(&self, _: Request<ProbeRequest>) -> Result<Response<ProbeResponse>, Status> {
+        let images = self.state().pools.iter().any(|pool| pool.settings.kind == PoolKind::Image);
+        if images && !program_exists(MKFS) {
+            return Err(MissingProgram(MKFS).into());
+        }
+        Ok(Response::new(ProbeResponse { ready: Some(true) }))
+    }
+}

@@ -1,0 +1,111 @@
+//! NodeStageVolume and NodeUnstageVolume.
+
+use keelson_host::Problem;
+use keelson_proto::csi::v1::{
+    NodeStageVolumeRequest, NodeStageVolumeResponse, NodeUnstageVolumeRequest, NodeUnstageVolumeResponse,
+};
+use rustix::fs::FileType;
+
+use super::{
+    State, VolumeError,
+    request::{capability, path, required},
+    volume::Volume,
+};
+use crate::{
+    kernel::{self, KernelError},
+    policy::{Rejected, TargetPath, check_map},
+    store::Staged,
+};
+
+/// Why a volume was not staged or unstaged.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StageError {
+    #[error("{0}")]
+    Invalid(Problem),
+    #[error("{0}")]
+    Unsupported(Problem),
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    #[error("volume {id} can't be used so: {reason}")]
+    Unfit { id: String, reason: String },
+    #[error("volume {id} is staged at {path} with another capability")]
+    Different { id: String, path: TargetPath },
+    #[error("volume {id} is staged at {path}; unstage it there first")]
+    Elsewhere { id: String, path: TargetPath },
+    #[error("staging_target_path {path} is not a directory; the caller must make it")]
+    NoDirectory { path: TargetPath },
+    #[error("volume {id} is still published at {path}; unpublish it first")]
+    Published { id: String, path: TargetPath },
+}
+
+impl From<Problem> for StageError {
+    fn from(problem: Problem) -> Self {
+        Self::Invalid(problem)
+    }
+}
+
+impl From<Rejected> for StageError {
+    fn from(rejected: Rejected) -> Self {
+        match rejected {
+            Rejected::Invalid(problem) => Self::Invalid(problem),
+            Rejected::Unsupported(problem) => Self::Unsupported(problem),
+        }
+    }
+}
+
+pub(super) fn stage(state: &State, request: &NodeStageVolumeRequest) -> Result<NodeStageVolumeResponse, StageError> {
+    let id = required("volume_id", &request.volume_id)?;
+    let staging = path("staging_target_path", &request.staging_target_path)?;
+    let capability = capability(request.volume_capability.as_ref())?;
+    check_map("secrets", &request.secrets)?;
+    let volume = Volume::take(state, id, "NodeStageVolume")?;
+    capability.fits(volume.record.content.kind()).map_err(|reason| StageError::Unfit { id: id.to_owned(), reason })?;
+    let presence = volume.presence()?;
+    let mut attachment = volume.attachment(&presence)?;
+    if let Some(Staged { path, capability: before }) = &attachment.staged
+        && volume.is_staged_at(&presence, path)?
+    {
+        return match (*path == staging, *before == capability) {
+            (true, true) => Ok(NodeStageVolumeResponse {}),
+            (true, false) => Err(StageError::Different { id: id.to_owned(), path: staging }),
+            (false, _) => Err(StageError::Elsewhere { id: id.to_owned(), path: path.clone() }),
+        };
+    }
+    let found =
+        kernel::path::look(&staging).map_err(KernelError::path(staging.as_path())).map_err(VolumeError::from)?;
+    if !found.is_some_and(|found| FileType::from_raw_mode(found.st_mode) == FileType::Directory) {
+        return Err(StageError::NoDirectory { path: staging });
+    }
+    attachment.staged = Some(Staged { path: staging.clone(), capability: capability.clone() });
+    volume.write(&attachment)?;
+    volume.stage(&staging, &capability)?;
+    tracing::info!(volume = id, path = %staging, "volume staged");
+    Ok(NodeStageVolumeResponse {})
+}
+
+pub(super) fn unstage(
+    state: &State,
+    request: &NodeUnstageVolumeRequest,
+) -> Result<NodeUnstageVolumeResponse, StageError> {
+    let id = required("volume_id", &request.volume_id)?;
+    let staging = path("staging_target_path", &request.staging_target_path)?;
+    let volume = Volume::take(state, id, "NodeUnstageVolume")?;
+    let presence = volume.presence()?;
+    let mut attachment = volume.attachment(&presence)?;
+    if let Some(publication) = attachment.published.first() {
+        return Err(StageError::Published { id: id.to_owned(), path: publication.target.clone() });
+    }
+    volume.unmount(&staging)?;
+    if let Some(staged) = &attachment.staged
+        && staged.path != staging
+        && volume.is_staged_at(&presence, &staged.path)?
+    {
+        // It is staged, but not here: nothing more to undo.
+        return Ok(NodeUnstageVolumeResponse {});
+    }
+    volume.detach()?;
+    attachment.staged = None;
+    volume.write(&attachment)?;
+    tracing::info!(volume = id, path = %staging, "volume unstaged");
+    Ok(NodeUnstageVolumeResponse {})
+}

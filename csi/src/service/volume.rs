@@ -1,0 +1,240 @@
+//! One volume that an operation holds: found in its pool, and nobody else's until the operation ends.
+
+use std::{path::PathBuf, sync::Arc};
+
+use uuid::Uuid;
+
+use super::{Guard, Pending, State};
+use crate::{
+    kernel::{BindSource, KernelError, Presence, Request, filesystem, loop_device, path},
+    policy::{Access, Capability, Content, MountOptions, Provisioning, TargetPath},
+    store::{Attachment, LookupError, RecordError, VolumeRecord, data, image},
+};
+
+/// How many mounts may lie on top of each other before unmounting them is given up.
+const DEEPEST_STACK: usize = 64;
+
+/// A volume during one operation of the node service.
+#[derive(Debug)]
+pub(super) struct Volume<'a> {
+    state: &'a State,
+    guard: Arc<Guard>,
+    pub(super) record: VolumeRecord,
+    folder: PathBuf,
+}
+
+/// What can go wrong with a volume in every operation of the node service.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum VolumeError {
+    #[error(transparent)]
+    Pending(#[from] Pending),
+    #[error(transparent)]
+    Lookup(#[from] LookupError),
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    #[error(
+        "volume {id} was formatted with an ext4 filesystem of UUID {wanted}, but its image shows {found}; it is never \
+         formatted again: restore the image"
+    )]
+    LostFilesystem { id: String, wanted: Uuid, found: String },
+    #[error("volume {id} has {wanted} bytes, but its loop device has {found}; restore the image")]
+    WrongSize { id: String, wanted: u64, found: u64 },
+    #[error("mounting volume {id} succeeded, but something else is mounted at {path}")]
+    NotThere { id: String, path: TargetPath },
+    #[error("volume {id} is mounted more than {DEEPEST_STACK} times at {path}")]
+    Stacked { id: String, path: TargetPath },
+}
+
+impl<'a> Volume<'a> {
+    /// Finds the volume and takes it for `operation`.
+    pub(super) fn take(state: &'a State, id: &str, operation: &'static str) -> Result<Self, VolumeError> {
+        let guard = Arc::new(state.in_flight.begin(id, operation)?);
+        let (pool, record) = state.pools.locate(id)?;
+        let folder = pool.folder(&record.id);
+        Ok(Self { state, guard, record, folder })
+    }
+
+    pub(super) fn id(&self) -> String {
+        self.record.id.as_str().to_owned()
+    }
+
+    /// Where it is in the kernel right now.
+    pub(super) fn presence(&self) -> Result<Presence, VolumeError> {
+        Ok(Presence::read(&self.state.settings.root, &self.folder, self.record.content.kind())?)
+    }
+
+    /// What is recorded and true: publications that are no longer mounted don't count.
+    pub(super) fn attachment(&self, presence: &Presence) -> Result<Attachment, VolumeError> {
+        let mut attachment = self.state.attachments.read(&self.record.id)?;
+        let mut mounted = Vec::new();
+        for publication in attachment.published {
+            if presence.is_at(&publication.target)? {
+                mounted.push(publication);
+            }
+        }
+        attachment.published = mounted;
+        Ok(attachment)
+    }
+
+    pub(super) fn write(&self, attachment: &Attachment) -> Result<(), VolumeError> {
+        Ok(self.state.attachments.write(&self.record.id, attachment)?)
+    }
+
+    /// Whether it is staged at `path`: a filesystem is mounted there, a raw block volume has a loop device.
+    pub(super) fn is_staged_at(&self, presence: &Presence, path: &TargetPath) -> Result<bool, VolumeError> {
+        match self.record.content {
+            Content::Block => Ok(!presence.devices().is_empty()),
+            Content::Ext4 { .. } | Content::Directory => Ok(presence.is_at(path)?),
+        }
+    }
+
+    /// Makes it ready to be published: everything that is done once per node.
+    pub(super) fn stage(&self, path: &TargetPath, capability: &Capability) -> Result<(), VolumeError> {
+        let before = self.presence()?;
+        let staged = self.try_stage(&before, path, capability);
+        if staged.is_err() && before.devices().is_empty() {
+            // The error of the step that failed is the one to tell.
+            if let Err(error) = self.detach() {
+                tracing::warn!(volume = %self.record.id, %error, "failed to undo a failed stage");
+            }
+        }
+        staged
+    }
+
+    fn try_stage(&self, presence: &Presence, path: &TargetPath, capability: &Capability) -> Result<(), VolumeError> {
+        let options = match &capability.access {
+            Access::Block => return self.attach(capability.is_read_only()).map(drop),
+            Access::Mount { options, .. } => options.clone().with_read_only(capability.is_read_only()),
+        };
+        // Mounted but not recorded: the state directory was lost.
+        if presence.is_at(path)? {
+            return Ok(());
+        }
+        let request = match self.record.content {
+            Content::Ext4 { uuid } => {
+                self.check_filesystem(uuid)?;
+                // Also a filesystem that is only read may have a journal to replay.
+                let device = self.attach(false)?;
+                Request::Mount { device, target: path.clone(), options }
+            }
+            Content::Block | Content::Directory => {
+                let source = BindSource::Own(data(&self.folder));
+                Request::Bind { source, target: path.clone(), options }
+            }
+        };
+        self.run(&request)?;
+        self.expect_at(path)
+    }
+
+    /// A second opinion before mounting: what was formatted must still show it.
+    fn check_filesystem(&self, wanted: Uuid) -> Result<(), VolumeError> {
+        let path = image(&self.folder);
+        let found = std::fs::File::open(&path)
+            .and_then(|file| filesystem::ext4_uuid(&file))
+            .map_err(KernelError::path(&path))?;
+        if found == Some(wanted) {
+            return Ok(());
+        }
+        let found = found.map_or_else(|| "no filesystem".to_owned(), |uuid| uuid.to_string());
+        Err(VolumeError::LostFilesystem { id: self.id(), wanted, found })
+    }
+
+    /// Binds a loop device of the right size to the image, and gives its node.
+    fn attach(&self, read_only: bool) -> Result<PathBuf, VolumeError> {
+        let (root, path) = (&self.state.settings.root, image(&self.folder));
+        let discard = self.record.provisioning == Provisioning::Thin;
+        let label = self.record.id.as_str();
+        let device = loop_device::attach(root, &path, label, read_only, discard).map_err(KernelError::from)?;
+        let found = device.bytes().map_err(KernelError::from)?;
+        if found != self.record.bytes {
+            return Err(VolumeError::WrongSize { id: self.id(), wanted: self.record.bytes, found });
+        }
+        let (node, direct_io) = (device.node.display(), device.direct_io);
+        tracing::debug!(volume = %self.record.id, device = %node, direct_io, read_only, "loop device is bound");
+        Ok(device.node)
+    }
+
+    /// Lets go of its loop devices.
+    pub(super) fn detach(&self) -> Result<(), VolumeError> {
+        if self.record.content == Content::Directory {
+            return Ok(());
+        }
+        let left = loop_device::detach(&self.state.settings.root, &image(&self.folder)).map_err(KernelError::from)?;
+        if left > 0 {
+            tracing::warn!(volume = %self.record.id, left, "others still have a loop device open; it goes when they do");
+        }
+        Ok(())
+    }
+
+    /// Mounts it at `target`, which is made for that.
+    pub(super) fn publish(
+        &self,
+        staging: &TargetPath,
+        target: &TargetPath,
+        capability: &Capability,
+        read_only: bool,
+    ) -> Result<(), VolumeError> {
+        let published = self.try_publish(staging, target, capability, read_only);
+        if published.is_err() {
+            // The error of the step that failed is the one to tell.
+            if let Err(error) = self.unpublish(target) {
+                tracing::warn!(volume = %self.record.id, %target, %error, "failed to undo a failed publish");
+            }
+        }
+        published
+    }
+
+    fn try_publish(
+        &self,
+        staging: &TargetPath,
+        target: &TargetPath,
+        capability: &Capability,
+        read_only: bool,
+    ) -> Result<(), VolumeError> {
+        let failed = KernelError::path(target.as_path());
+        let (source, options) = match &capability.access {
+            Access::Block => {
+                path::make_file(target).map_err(failed)?;
+                // A bind mount can't keep a device from being written to: what is read-only has a device that is.
+                (BindSource::Own(self.attach(read_only)?), MountOptions::NONE)
+            }
+            Access::Mount { options, .. } => {
+                path::make_directory(target).map_err(failed)?;
+                (BindSource::Requested(staging.clone()), options.clone().with_read_only(read_only))
+            }
+        };
+        self.run(&Request::Bind { source, target: target.clone(), options })?;
+        self.expect_at(target)
+    }
+
+    /// Unmounts it at `target`, as often as it takes, and removes what was made to mount it on.
+    pub(super) fn unpublish(&self, target: &TargetPath) -> Result<(), VolumeError> {
+        self.unmount(target)?;
+        Ok(path::remove(target).map_err(KernelError::path(target.as_path()))?)
+    }
+
+    /// Unmounts it at `path`, as often as it takes. What others mounted there stays.
+    pub(super) fn unmount(&self, path: &TargetPath) -> Result<(), VolumeError> {
+        for _ in 0..DEEPEST_STACK {
+            if !self.presence()?.is_at(path)? {
+                return Ok(());
+            }
+            self.run(&Request::Unmount { target: path.clone() })?;
+        }
+        Err(VolumeError::Stacked { id: self.id(), path: path.clone() })
+    }
+
+    fn run(&self, request: &Request) -> Result<(), VolumeError> {
+        Ok(self.state.settings.helper.run(request, &self.guard).map_err(KernelError::from)?)
+    }
+
+    /// Believes the mount table, not a system call that said it succeeded.
+    fn expect_at(&self, path: &TargetPath) -> Result<(), VolumeError> {
+        if self.presence()?.is_at(path)? {
+            return Ok(());
+        }
+        Err(VolumeError::NotThere { id: self.id(), path: path.clone() })
+    }
+}

@@ -1,0 +1,114 @@
+//! What was asked to be staged and published: the arguments, which the kernel doesn't keep.
+//!
+//! `<stateDir>/storage/attachments/<volume id>.json` is written before a mount is made and changed after it is
+//! gone. So it may tell of a mount that isn't there, never the other way round: only what is recorded *and* mounted
+//! counts. After a reboot nothing is mounted, and so nothing counts.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use keelson_host::Durability;
+use serde::{Deserialize, Serialize};
+
+use super::identity::{RecordError, VERSION, read_record, write_record};
+use crate::policy::{Capability, Publication, TargetPath, VolumeId};
+
+/// The records of all volumes of this node.
+#[derive(Debug)]
+pub(crate) struct Attachments {
+    directory: PathBuf,
+}
+
+/// How one volume is, or was to be, staged and published.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Attachment {
+    version: u32,
+    pub(crate) staged: Option<Staged>,
+    pub(crate) published: Vec<Publication>,
+}
+
+/// Where and as what a volume is staged.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Staged {
+    pub(crate) path: TargetPath,
+    pub(crate) capability: Capability,
+}
+
+impl Default for Attachment {
+    fn default() -> Self {
+        Self { version: VERSION, staged: None, published: Vec::new() }
+    }
+}
+
+impl Attachments {
+    /// Opens the records below the state directory, and removes what a killed process left half-written.
+    pub(crate) fn open(state_dir: &Path) -> Result<Self, RecordError> {
+        let directory = state_dir.join("storage/attachments");
+        fs::create_dir_all(&directory).map_err(RecordError::io("create", &directory))?;
+        for entry in fs::read_dir(&directory).map_err(RecordError::io("list", &directory))? {
+            let entry = entry.map_err(RecordError::io("list", &directory))?;
+            if entry.file_name().to_string_lossy().starts_with('.') {
+                fs::remove_file(entry.path()).map_err(RecordError::io("remove", &entry.path()))?;
+            }
+        }
+        Ok(Self { directory })
+    }
+
+    /// What is recorded of a volume; nothing if it never was staged.
+    pub(crate) fn read(&self, id: &VolumeId) -> Result<Attachment, RecordError> {
+        Ok(read_record(&self.path_of(id))?.unwrap_or_default())
+    }
+
+    /// Records the volume's new state. It needn't survive a power cut, as no mount does.
+    pub(crate) fn write(&self, id: &VolumeId, attachment: &Attachment) -> Result<(), RecordError> {
+        let path = self.path_of(id);
+        if attachment.staged.is_some() || !attachment.published.is_empty() {
+            return write_record(&path, attachment, Durability::Process);
+        }
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(RecordError::io("remove", &path)(error)),
+            _ => Ok(()),
+        }
+    }
+
+    fn path_of(&self, id: &VolumeId) -> PathBuf {
+        self.directory.join(format!("{id}.json"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::{Access, AccessMode};
+
+    #[test]
+    fn nothing_recorded_leaves_no_file() {
+        let state = tempfile::tempdir().unwrap();
+        let attachments = Attachments::open(state.path()).unwrap();
+        let id = VolumeId::generate();
+        let path = TargetPath::try_from("/a".to_owned()).unwrap();
+        let capability = Capability { mode: AccessMode::Writer, access: Access::Block };
+        let staged = Attachment { staged: Some(Staged { path, capability }), ..Attachment::default() };
+        attachments.write(&id, &staged).unwrap();
+        assert_eq!(attachments.read(&id).unwrap(), staged);
+        for _ in 0..2 {
+            attachments.write(&id, &Attachment::default()).unwrap();
+            assert_eq!(attachments.read(&id).unwrap(), Attachment::default());
+        }
+        assert_eq!(fs::read_dir(state.path().join("storage/attachments")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_a_killed_process_left_is_swept() {
+        let state = tempfile::tempdir().unwrap();
+        let attachments = Attachments::open(state.path()).unwrap();
+        let half = attachments.directory.join(".v1-0.json.1.0.tmp");
+        fs::write(&half, b"{").unwrap();
+        Attachments::open(state.path()).unwrap();
+        assert!(!half.exists());
+    }
+}
