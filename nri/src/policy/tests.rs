@@ -332,7 +332,7 @@ fn record_all(pinning: &Pinning, enforced: bool) -> BTreeMap<String, Recorded> {
 /// What the kubelet and the runtime may do next.
 #[derive(Clone, Debug)]
 enum Step {
-    Create(Container),
+    Create(Box<Container>),
     Stop(Index),
     Forget(Index),
     ForgetPod(Index),
@@ -351,13 +351,13 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         prop::option::weighted(0.1, 0u32..8),
     )
         .prop_map(|(qos, whole_cpus, gibibytes, device_nodes, exclusive, foreign)| {
-            Step::Create(Container {
+            Step::Create(Box::new(Container {
                 memory_limit_bytes: gibibytes.map(|count| count * GIB),
                 device_nodes,
                 wishes: Wishes { exclusive, ignored: vec![] },
                 cpus: foreign.into_iter().collect(),
                 ..container("", qos, whole_cpus)
-            })
+            }))
         });
     let step = prop_oneof![
         6 => create,
@@ -479,7 +479,7 @@ proptest! {
                     let id = format!("c{number:02}");
                     let cpus = container.cpus.intersection(&topology.online());
                     let pod = Pod { sandbox: format!("p{}", number % 4), ..Pod::default() };
-                    let container = Container { id: id.clone(), name: id.clone(), pod, cpus, ..container };
+                    let container = Container { id: id.clone(), name: id.clone(), pod, cpus, ..*container };
                     let outcome = pinning.create(container.clone());
                     runtime.running.insert(id.clone(), container);
                     check_updates(&mut runtime, &topology, Some(&id), &outcome.updates);
