@@ -48,5 +48,5 @@ pub fn clean(lab: Option<&str>) -> Result<Cleaned> {
 /// When the name is none of a lab, or the kernel can't be asked.
 pub fn traces(lab: &str) -> Result<Vec<String>> {
     let layout = Layout::named(lab).with_context(|| format!("{lab:?} is no name of a lab"))?;
-    sweep::leftovers(&layout)
+    sweep::leftovers(&layout, None)
 }

@@ -357,7 +357,7 @@ impl Lab {
         self.cgroups.remove(&self.layout.cgroup())?;
         drop(self.devices);
         sweep::unshare_mounts(&self.layout)?;
-        sweep::leftovers(&self.layout)
+        sweep::leftovers(&self.layout, Some(&self.range))
     }
 
     /// Lets containerd and the suite run on, with the Pods, until `nodelab clean`.

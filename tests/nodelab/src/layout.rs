@@ -150,16 +150,16 @@ impl Layout {
     pub(crate) fn free_range(&self) -> Result<String> {
         let path = "/proc/net/route";
         let routes = routes(&fs::read_to_string(path).with_context(|| format!("failed to read {path}"))?)?;
-        let start = u32::from_str_radix(&self.id[..4], 16).context("the id is hexadecimal")?;
-        for offset in 0..=u16::MAX {
-            let number = (start + u32::from(offset)) & 0xffff;
+        let start = u32::from_str_radix(&self.id, 16).context("the id is hexadecimal")?;
+        // 10.64.0.0 to 10.255.255.0: clusters like the lower quarter of 10/8, and 10.244/16.
+        for offset in 0..0xc000 {
+            let number = 0x4000 + (start + offset) % 0xc000;
             let address = 0x0a00_0000 | number << 8;
-            // The lower half of 10/8 and 10.244/16 are where clusters like to be.
-            if number >> 8 >= 64 && number >> 8 != 244 && !routes.iter().any(|route| route.overlaps(address)) {
+            if number >> 8 != 244 && !routes.iter().any(|route| route.overlaps(address)) {
                 return Ok(format!("{}/24", Ipv4Addr::from(address)));
             }
         }
-        bail!("every range in 10.64.0.0/10 and above is routed on this machine; remove a route below 10.0.0.0/8")
+        bail!("every range from 10.64.0.0 on is routed on this machine; remove a route below 10.0.0.0/8")
     }
 }
 

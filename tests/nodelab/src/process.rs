@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    os::unix::process::CommandExt,
+    os::unix::{ffi::OsStrExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
@@ -13,6 +13,8 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+
+use crate::layout::Layout;
 
 /// Every program that a lab starts carries the lab's directory in this variable, and hands it down.
 pub(crate) const LAB_VARIABLE: &str = "KEELSON_LAB";
@@ -139,22 +141,31 @@ impl Drop for Daemon {
     }
 }
 
-/// The processes whose environment names the lab at `root`, or that are in a cgroup with its `mark`.
-pub(crate) fn processes_of(root: &Path, mark: &str) -> Result<Vec<(u32, String)>> {
-    let variable = format!("{LAB_VARIABLE}={}", root.display());
+/// The processes of a lab: those whose environment names it, those in its cgroups, and the suite's helpers, which get no
+/// environment but are given paths of the lab.
+pub(crate) fn processes_of(layout: &Layout) -> Result<Vec<(u32, String)>> {
+    let root = layout.root().as_os_str().as_bytes();
+    let variable = [LAB_VARIABLE.as_bytes(), b"=", root].concat();
+    let cgroup = format!("{}/", layout.cgroup());
+    // The link in the lab may be gone already, and with it what it names.
+    let keelson = layout.program("keelson").canonicalize().ok();
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").context("failed to list /proc")? {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
         if pid == std::process::id() {
             continue;
         }
-        // A process that ends meanwhile is none to report; a zombie has neither.
-        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-        let ours = environment.split(|byte| *byte == 0).any(|entry| entry == variable.as_bytes());
-        if ours || cgroups.contains(&format!("/{mark}/")) {
-            let command = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-            found.push((pid, command.trim_end().to_owned()));
+        // A process that ends meanwhile is none to report; a zombie has nothing of all this.
+        let read = |file: &str| fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+        let names_lab = || read("environ").split(|byte| *byte == 0).any(|entry| entry == variable);
+        let is_in_cgroup = || String::from_utf8_lossy(&read("cgroup")).contains(&cgroup);
+        let is_helper = || {
+            keelson.is_some()
+                && fs::read_link(format!("/proc/{pid}/exe")).ok() == keelson
+                && read("cmdline").windows(root.len()).any(|window| window == root)
+        };
+        if names_lab() || is_in_cgroup() || is_helper() {
+            found.push((pid, String::from_utf8_lossy(&read("comm")).trim_end().to_owned()));
         }
     }
     Ok(found)

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use keelson_host::{HostRoot, Mount};
 use nix::{
     mount::{MntFlags, umount2},
@@ -57,7 +57,7 @@ fn kill_processes(layout: &Layout) -> Result<()> {
     let start = Instant::now();
     loop {
         // Again and again: a supervisor may have started a child meanwhile.
-        let processes = processes_of(layout.root(), &layout.mark())?;
+        let processes = processes_of(layout)?;
         if processes.is_empty() {
             return Ok(());
         }
@@ -150,10 +150,10 @@ pub(crate) fn unshare_mounts(layout: &Layout) -> Result<()> {
 /// # Errors
 ///
 /// When the kernel can't be asked: not to know is not the same as nothing.
-pub(crate) fn leftovers(layout: &Layout) -> Result<Vec<String>> {
+pub(crate) fn leftovers(layout: &Layout, range: Option<&str>) -> Result<Vec<String>> {
     let root = layout.root();
     let mut found: Vec<String> = Vec::new();
-    found.extend(processes_of(root, &layout.mark())?.into_iter().map(|(pid, name)| format!("process {pid} ({name})")));
+    found.extend(processes_of(layout)?.into_iter().map(|(pid, name)| format!("process {pid} ({name})")));
     found.extend(
         mounts_below(root)?.into_iter().map(|mount| format!("mount {} ({})", mount.point.display(), mount.kind)),
     );
@@ -162,14 +162,28 @@ pub(crate) fn leftovers(layout: &Layout) -> Result<Vec<String>> {
     let cgroups = Cgroups::find()?.directories(&layout.cgroup());
     found.extend(cgroups.into_iter().map(|path| format!("cgroup {}", path.display())));
     found.extend(links_of(layout)?.into_iter().map(|name| format!("link {name}")));
-    let output = Command::new("nft").args(["list", "ruleset"]).output().context("failed to run nft")?;
-    let rules = String::from_utf8_lossy(&output.stdout);
-    found.extend(
-        rules
-            .lines()
-            .filter(|line| line.contains(&layout.bridge()) || line.contains(&layout.mark()))
-            .map(|line| format!("nftables: {}", line.trim())),
-    );
+    found.extend(rules_of(layout, range)?);
+    Ok(found)
+}
+
+/// The lines of the ruleset that name the lab's network or range, and the suite's table if no network is left in it.
+fn rules_of(layout: &Layout, range: Option<&str>) -> Result<Vec<String>> {
+    let list = |arguments: &[&str]| {
+        Command::new("nft").arg("list").args(arguments).output().context("failed to run nft; install nftables")
+    };
+    let ruleset = list(&["ruleset"])?;
+    ensure!(ruleset.status.success(), "nft list ruleset failed: {}", String::from_utf8_lossy(&ruleset.stderr));
+    let names = [Some(layout.bridge()), Some(layout.mark()), range.map(str::to_owned)];
+    let mut found: Vec<String> = String::from_utf8_lossy(&ruleset.stdout)
+        .lines()
+        .filter(|line| names.iter().flatten().any(|name| line.contains(name)))
+        .map(|line| format!("nftables: {}", line.trim()))
+        .collect();
+    // Another network of this host may share the table.
+    let table = list(&["table", "inet", "keelson"])?;
+    if table.status.success() && !String::from_utf8_lossy(&table.stdout).contains("elements = ") {
+        found.push("nftables: table inet keelson, with no network in it".to_owned());
+    }
     Ok(found)
 }
 
