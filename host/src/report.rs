@@ -94,8 +94,8 @@ fn cpus(topology: &Topology) -> Branch {
             caches.map(|(_, cpus)| Branch::leaf(format!("L3 cache of CPUs {cpus}, {}", cores(topology, &cpus))));
         Branch::new(format!("package {package}: CPUs {all}, {}", cores(topology, &all)), caches.collect())
     });
-    let offline = if offline.is_empty() { String::new() } else { format!(", offline {offline}") };
-    Branch::new(format!("CPUs: {} online, {online}{offline}", online.len()), below.collect())
+    let offline = if offline.is_empty() { String::new() } else { format!(", {} offline ({offline})", offline.len()) };
+    Branch::new(format!("CPUs: {} online ({online}){offline}", online.len()), below.collect())
 }
 
 fn cores(topology: &Topology, cpus: &CpuSet) -> String {
@@ -148,18 +148,19 @@ fn block_device(device: &BlockDevice) -> Branch {
     Branch::leaf(text)
 }
 
-/// Numbered nodes of one driver on one line: `/dev/loop0-7, block 7`. A desktop has hundreds of terminals.
+/// Numbered nodes of one driver on one line: `/dev/loop0-7, block 7`. A virtual console has dozens.
 fn device_nodes(nodes: &[DeviceNode]) -> Vec<Branch> {
-    let mut groups: BTreeMap<(String, DeviceKind, u32), CpuSet> = BTreeMap::new();
+    // By path without its number, kind, major number, and whether there is a number.
+    let mut groups: BTreeMap<(String, DeviceKind, u32, bool), CpuSet> = BTreeMap::new();
     for node in nodes {
         let path = node.path.display().to_string();
         let stem = path.trim_end_matches(|character: char| character.is_ascii_digit()).to_owned();
         // A number with leading zeros, such as ptyp00's, would not be printed as it is spelled.
         let number = decimal::<u32>(&path[stem.len()..]).filter(|number| path == format!("{stem}{number}"));
         let stem = if number.is_some() { stem } else { path };
-        groups.entry((stem, node.kind, node.major)).or_default().extend(number);
+        groups.entry((stem, node.kind, node.major, number.is_some())).or_default().extend(number);
     }
-    let line = |((stem, kind, major), numbers)| Branch::leaf(format!("{stem}{numbers}, {kind} {major}"));
+    let line = |((stem, kind, major, _), numbers)| Branch::leaf(format!("{stem}{numbers}, {kind} {major}"));
     groups.into_iter().map(line).collect()
 }
 
