@@ -107,7 +107,7 @@ fn conflist_text(settings: &NetworkSettings) -> Vec<u8> {
             "ipam": {
                 "type": "keelson-cni",
                 "ranges": ranges,
-                "dataDir": settings.data_dir,
+                "dataDir": settings.host_data_dir,
             },
         }],
     });
@@ -172,7 +172,7 @@ pub fn uninstall(settings: &NetworkSettings) -> Result<Uninstalled, UninstallErr
         }
         _ => {}
     }
-    let store = Store::new(&settings.visible_data_dir, &settings.name)?;
+    let store = Store::new(&settings.data_dir, &settings.name)?;
     if !store.remove_if_empty()? {
         let (records, unreadable) = store.all()?;
         return Ok(Uninstalled { attachments_left: records.len() + unreadable.len(), bridge_removed: false });

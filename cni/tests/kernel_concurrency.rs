@@ -52,11 +52,11 @@ fn small(node: &Node) -> Value {
     config
 }
 
-/// Attaches one Pod many times, until the range is full; gives the addresses.
-fn fill(node: &Node, config: &Value, pod: &Netns) -> Vec<IpAddr> {
+/// Attaches one Pod many times, as container `id`, until the range is full; gives the addresses.
+fn fill(node: &Node, config: &Value, pod: &Netns, id: &str) -> Vec<IpAddr> {
     let mut given = Vec::new();
     loop {
-        let mut command = node.command("ADD", "fill", Some(pod.path()));
+        let mut command = node.command("ADD", id, Some(pod.path()));
         command.env("CNI_IFNAME", format!("f{}", given.len()));
         let before = node.traces();
         let answer = feed(command, config.to_string().as_bytes());
@@ -77,14 +77,14 @@ fn a_full_range_is_code_11_and_a_released_address_is_given_again() {
     let node = Node::new();
     let config = small(&node);
     let pod = Netns::new().unwrap();
-    let given = fill(&node, &config, &pod);
+    let given = fill(&node, &config, &pod, "fill");
     assert_eq!(given.iter().collect::<HashSet<_>>().len(), 13);
     let mut command = node.command("DEL", "fill", None);
     command.env("CNI_IFNAME", "f4");
     feed(command, config.to_string().as_bytes()).silent();
     let other = Netns::new().unwrap();
     assert_eq!(addresses(&node.add("other", &other, &config)), [given[4]]);
-    assert_eq!(fill(&node, &config, &Netns::new().unwrap()), Vec::<IpAddr>::new());
+    assert_eq!(fill(&node, &config, &Netns::new().unwrap(), "late"), Vec::<IpAddr>::new());
 }
 
 #[test]
@@ -93,7 +93,7 @@ fn a_changed_range_keeps_what_was_given() {
     let node = Node::new();
     let config = small(&node);
     let pod = Netns::new().unwrap();
-    let old = fill(&node, &config, &pod);
+    let old = fill(&node, &config, &pod, "fill");
     let mut wider = config.clone();
     wider["ipam"]["ranges"] = json!([[{"subnet": "10.77.0.0/24", "gateway": "10.77.0.1"}]]);
     wider["forceAddress"] = json!(true);
@@ -165,7 +165,7 @@ fn killed_at_any_system_call_nothing_is_lost() {
     let pod = Netns::new().unwrap();
     let mut gc = config.clone();
     gc["cni.dev/valid-attachments"] = json!([]);
-    // The first run makes the directories and the bridge; its calls are killed as well, on a node of its own each.
+    // The first run makes the directories and the bridge; the test below kills it.
     for verb in ["ADD", "DEL"] {
         if verb == "DEL" {
             node.add("victim", &pod, &config);
@@ -203,7 +203,7 @@ fn killed_at_any_system_call_nothing_is_lost() {
     // GC sweeps what killed processes had not yet renamed; then every address can be given, once.
     node.call("GC", "", None, &gc).silent();
     assert_eq!(node.records(), Vec::<String>::new());
-    let given = fill(&node, &config, &pod);
+    let given = fill(&node, &config, &pod, "fill");
     assert_eq!(given.iter().collect::<HashSet<_>>().len(), 13);
 }
 

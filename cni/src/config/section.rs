@@ -50,11 +50,11 @@ pub struct NetworkSettings {
     pub(crate) ranges: Vec<Range>,
     pub(crate) masquerade: bool,
     /// As the runtime and the executable see it, on the host.
-    pub(crate) data_dir: PathBuf,
+    pub(crate) host_data_dir: PathBuf,
     /// As this process sees them, below the host root.
     pub(crate) conf_dir: PathBuf,
     pub(crate) bin_dir: PathBuf,
-    pub(crate) visible_data_dir: PathBuf,
+    pub(crate) data_dir: PathBuf,
 }
 
 impl NetworkSection {
@@ -106,8 +106,8 @@ impl NetworkSection {
             masquerade: self.masquerade,
             conf_dir: node.root.join(&self.conf_dir),
             bin_dir: node.root.join(&self.bin_dir),
-            visible_data_dir: node.root.join(&data_dir),
-            data_dir,
+            data_dir: node.root.join(&data_dir),
+            host_data_dir: data_dir,
         })
     }
 }
@@ -140,7 +140,7 @@ impl NetworkSettings {
     /// The directory of the network's records, as this process sees it.
     #[must_use]
     pub fn data_dir(&self) -> &Path {
-        &self.visible_data_dir
+        &self.data_dir
     }
 }
 
@@ -168,7 +168,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let settings = NetworkSection::default().validate(&node(root.path())).unwrap();
         assert_eq!(settings.conflist_path(), root.path().join("etc/cni/net.d/10-keelson.conflist"));
-        assert_eq!(settings.data_dir, Path::new("/var/lib/keelson/network"));
+        assert_eq!(settings.host_data_dir, Path::new("/var/lib/keelson/network"));
     }
 
     #[test]

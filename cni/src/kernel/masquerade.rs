@@ -40,6 +40,43 @@ const SET_V6: &str = "pods6";
 /// Just before srcnat (100), where kube-proxy's and iptables' chains are: whichever speaks first decides.
 const PRIORITY: i32 = 90;
 
+/// What the rule of one address family looks at.
+struct Family {
+    set: &'static str,
+    /// Names the set within the transaction.
+    id: u32,
+    /// `meta nfproto` (linux/netfilter.h).
+    number: u8,
+    /// Where the addresses are in the IP header (RFC 791, RFC 8200), and how long they are.
+    source: u32,
+    destination: u32,
+    length: u32,
+    /// What the destination's first byte must be for unicast: IPv4 addresses from 224 on are multicast, reserved or
+    /// broadcast, ff00::/8 is multicast.
+    unicast: (Operator, u8),
+}
+
+const FAMILIES: [Family; 2] = [
+    Family {
+        set: SET_V4,
+        id: 1,
+        number: 2,
+        source: 12,
+        destination: 16,
+        length: 4,
+        unicast: (Operator::LessThan, 0xe0),
+    },
+    Family {
+        set: SET_V6,
+        id: 2,
+        number: 10,
+        source: 8,
+        destination: 24,
+        length: 16,
+        unicast: (Operator::NotEqual, 0xff),
+    },
+];
+
 /// How often a transaction is tried against changes by others.
 const ATTEMPTS: usize = 50;
 
@@ -106,11 +143,8 @@ fn replace(socket: &mut NetfilterSocket, generation: u32, subnets: &[IpNet]) -> 
     if !subnets.is_empty() {
         steps.push(step("create the nftables table", nftables::new_table(TABLE)));
         steps.push(step("create the nftables chain", nftables::new_source_nat_chain(TABLE, CHAIN, PRIORITY)));
-        // Offsets and lengths of the addresses in the IP headers (RFC 791, RFC 8200). The last comparison keeps
-        // multicast out: destinations from 224 on are multicast, reserved or broadcast, ff00::/8 is multicast.
-        let families: [(&str, u32, u8, u32, u32, u32, Operator, u8); 2] =
-            [(SET_V4, 1, 2, 12, 16, 4, Operator::LessThan, 0xe0), (SET_V6, 2, 10, 8, 24, 16, Operator::NotEqual, 0xff)];
-        for (set, id, family, source, destination, length, operator, multicast) in families {
+        for family in &FAMILIES {
+            let Family { set, id, source, destination, length, .. } = *family;
             steps.push(step("create an nftables set", nftables::new_set(TABLE, set, id, set == SET_V4)));
             let boundaries: Vec<Boundary> =
                 subnets.iter().filter(|subnet| set_of(subnet) == set).flat_map(to_boundaries).collect();
@@ -118,15 +152,16 @@ fn replace(socket: &mut NetfilterSocket, generation: u32, subnets: &[IpNet]) -> 
                 let message = nftables::new_elements(TABLE, set, &boundaries);
                 steps.push(step("fill an nftables set", message));
             }
+            let (operator, first_byte) = family.unicast;
             let expressions = vec![
                 nftables::load_family(),
-                nftables::compare(Operator::Equal, &[family]),
+                nftables::compare(Operator::Equal, &[family.number]),
                 nftables::load_network_header(source, length),
                 nftables::look_up(set, id, false),
                 nftables::load_network_header(destination, length),
                 nftables::look_up(set, id, true),
                 nftables::load_network_header(destination, 1),
-                nftables::compare(operator, &[multicast]),
+                nftables::compare(operator, &[first_byte]),
                 nftables::masquerade(),
             ];
             steps.push(step("add an nftables rule", nftables::new_rule(TABLE, CHAIN, expressions)));

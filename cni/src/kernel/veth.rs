@@ -69,9 +69,13 @@ pub(crate) fn configure_host_end(
     hairpin: bool,
     isolated: bool,
 ) -> Result<(), KernelError> {
+    let mut end = alias.len().min(LONGEST_ALIAS);
+    while !alias.is_char_boundary(end) {
+        end -= 1;
+    }
     let mut message = LinkMessage::default();
     message.attributes.push(LinkAttribute::IfName(name.to_owned()));
-    message.attributes.push(LinkAttribute::IfAlias(alias[..alias.floor_char_boundary(LONGEST_ALIAS)].to_owned()));
+    message.attributes.push(LinkAttribute::IfAlias(alias[..end].to_owned()));
     message.attributes.push(LinkAttribute::LinkInfo(vec![
         LinkInfo::PortKind(InfoPortKind::Bridge),
         LinkInfo::PortData(InfoPortData::BridgePort(vec![

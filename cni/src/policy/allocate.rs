@@ -9,7 +9,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::range::RangeSet;
+use crate::config::range::{Range, RangeSet};
 
 /// Where the allocation from one range set stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,9 +59,9 @@ pub(crate) fn pick<L: Ledger>(set: &RangeSet, cursor: &mut Cursor, ledger: &mut 
 
 /// The address after `last` in the set, range by range. Past a range that the set no longer has, it starts over.
 fn next_fresh(set: &RangeSet, last: Option<IpAddr>) -> Option<IpAddr> {
-    let Some(last) = last else { return set.0.first().map(|range| range.start()) };
+    let Some(last) = last else { return set.0.first().map(Range::start) };
     let Some(index) = set.0.iter().position(|range| range.offers(last)) else { return next_fresh(set, None) };
-    set.0[index].after(last).or_else(|| set.0.get(index + 1).map(|range| range.start()))
+    set.0[index].after(last).or_else(|| set.0.get(index + 1).map(Range::start))
 }
 
 #[cfg(test)]
@@ -74,7 +74,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::config::range::{Range, RangeText};
+    use crate::config::range::RangeText;
 
     #[derive(Default)]
     struct Model {

@@ -22,6 +22,7 @@ pub(crate) struct AttachmentLock {
 }
 
 impl AttachmentLock {
+    #[expect(clippy::cast_possible_truncation, reason = "F_WRLCK and SEEK_SET are 1 and 0; C has them as int")]
     /// Waits for the lock of the attachment with `number` in the file at `path`.
     pub(crate) fn acquire(path: &Path, number: u64) -> io::Result<Self> {
         let file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
