@@ -44,9 +44,9 @@ pub enum Failure {
         /// How long it was waited for.
         grace: Duration,
     },
-    /// Plugin processes had to be killed at the end.
-    #[error("killed what did not stop in time: {}", names(plugins))]
-    Killed {
+    /// Plugin processes failed or had to be killed at the end.
+    #[error("did not stop cleanly: {}", names(plugins))]
+    UncleanStop {
         /// Which plugins.
         plugins: Vec<PluginKind>,
     },
@@ -81,7 +81,7 @@ impl Failure {
             Self::Observability(_)
             | Self::Plugin { .. }
             | Self::Grace { .. }
-            | Self::Killed { .. }
+            | Self::UncleanStop { .. }
             | Self::Uninstall { .. }
             | Self::Inspect { .. }
             | Self::System { .. } => ExitCode::FAILURE,

@@ -162,7 +162,7 @@ impl Observability {
             .address
             .parse()
             .map_err(|_| problem("is not an IP address with a port", "write it like 127.0.0.1:9807 or [::1]:9807"))?;
-        if address.port() > u16::MAX - PluginKind::ALL.len() as u16 {
+        if PluginKind::ALL.iter().any(|kind| address.port().checked_add(kind.port_offset()).is_none()) {
             return Err(problem("leaves no room for the plugins' ports above it", "choose a port up to 65531"));
         }
         Ok(address)

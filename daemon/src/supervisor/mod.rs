@@ -6,7 +6,7 @@ mod link;
 mod process;
 mod signals;
 
-use std::{io, os::unix::process::ExitStatusExt, process::ExitStatus, time::Instant};
+use std::{io, time::Instant};
 
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -19,7 +19,7 @@ use crate::{
 };
 use backoff::Backoff;
 use board::{Board, State};
-use process::{Event, Process, wait_or};
+use process::{Event, Process, describe, wait_or};
 
 pub use link::{Report, SupervisorLink};
 pub use process::Launch;
@@ -29,7 +29,7 @@ pub use signals::cancel_on_signal;
 ///
 /// # Errors
 ///
-/// When health and metrics can't be served, then nothing was started; or when a process had to be killed at the end.
+/// When health and metrics can't be served, then nothing was started; or when a process did not stop cleanly at the end.
 /// A plugin's own failure is not an error here: it is logged, counted, told by `/readyz`, and the process started again.
 pub async fn run(config: &NodeConfig, launch: Launch) -> Result<(), Failure> {
     let shutdown = CancellationToken::new();
@@ -51,8 +51,8 @@ pub async fn run(config: &NodeConfig, launch: Launch) -> Result<(), Failure> {
     shutdown.cancelled().await;
     tracing::info!("stopping");
     let stopped = keepers.join_all().await;
-    let killed: Vec<PluginKind> = stopped.into_iter().filter(|(_, clean)| !clean).map(|(plugin, _)| plugin).collect();
-    if killed.is_empty() { Ok(()) } else { Err(Failure::Killed { plugins: killed }) }
+    let unclean: Vec<PluginKind> = stopped.into_iter().filter(|(_, clean)| !clean).map(|(plugin, _)| plugin).collect();
+    if unclean.is_empty() { Ok(()) } else { Err(Failure::UncleanStop { plugins: unclean }) }
 }
 
 /// Keeps one plugin's process.
@@ -65,7 +65,7 @@ struct Keeper {
 
 /// How a process came to its end.
 enum End {
-    /// It was told to; `clean` unless it had to be killed.
+    /// It was told to; `clean` unless it failed or had to be killed.
     Stopped { clean: bool },
     /// It can't use its config.
     Misconfigured(String),
@@ -74,7 +74,7 @@ enum End {
 }
 
 impl Keeper {
-    /// Starts the process, again and again, until the shutdown; false if it had to be killed then.
+    /// Starts the process, again and again, until the shutdown; false if that was not clean.
     async fn keep(self) -> bool {
         let plugin = self.plugin;
         let mut backoff = Backoff::default();
@@ -132,17 +132,6 @@ impl Keeper {
                 Err(error) => return End::Unexpected(lost(&error)),
             }
         }
-    }
-}
-
-fn describe(status: ExitStatus) -> String {
-    match (status.code(), status.signal()) {
-        (Some(code), _) => format!("ended with exit code {code}"),
-        (None, Some(signal)) => match nix::sys::signal::Signal::try_from(signal) {
-            Ok(signal) => format!("was killed by {signal}"),
-            Err(_) => format!("was killed by signal {signal}"),
-        },
-        (None, None) => "ended".to_owned(),
     }
 }
 

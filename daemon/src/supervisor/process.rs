@@ -3,6 +3,7 @@
 use std::{
     ffi::OsString,
     io,
+    os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     time::Duration,
@@ -116,11 +117,20 @@ impl Process {
         self.child.wait().await.map(Event::Ended)
     }
 
-    /// Ends it with SIGTERM, after a grace with SIGKILL; false if it had to be killed.
+    /// Ends it with SIGTERM, after a grace with SIGKILL; false unless it ended by itself and without a failure.
     pub(super) async fn stop(mut self, plugin: PluginKind) -> bool {
         self.signal(Signal::SIGTERM);
-        if timeout(TERMINATE_GRACE, self.child.wait()).await.is_ok() {
-            return true;
+        match timeout(TERMINATE_GRACE, self.child.wait()).await {
+            Ok(Ok(status)) if status.success() => return true,
+            Ok(Ok(status)) => {
+                tracing::error!(%plugin, how = describe(status), "plugin's process did not stop cleanly");
+                return false;
+            }
+            Ok(Err(error)) => {
+                tracing::error!(%plugin, %error, "failed to wait for a plugin's process");
+                return false;
+            }
+            Err(_) => {}
         }
         tracing::error!(%plugin, "still there {TERMINATE_GRACE:?} after SIGTERM, killing it");
         self.signal(Signal::SIGKILL);
@@ -136,6 +146,18 @@ impl Process {
         if let Err(error) = kill(Pid::from_raw(pid), signal) {
             tracing::warn!(pid, %signal, %error, "failed to signal a plugin's process");
         }
+    }
+}
+
+/// How a process ended, in words.
+pub(super) fn describe(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("ended with exit code {code}"),
+        (None, Some(signal)) => match Signal::try_from(signal) {
+            Ok(signal) => format!("was killed by {signal}"),
+            Err(_) => format!("was killed by signal {signal}"),
+        },
+        (None, None) => "ended".to_owned(),
     }
 }
 
