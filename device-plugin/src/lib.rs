@@ -2,9 +2,17 @@
 //!
 //! [`DevicesSection`] is what the user may say, [`Plugin`] runs, [`uninstall`] takes away what it left on the node.
 
+mod conditions;
 mod config;
 mod error;
+mod kernel;
+mod kubelet;
+mod metrics;
 mod plugin;
+mod policy;
+mod service;
+mod stock;
+mod store;
 
 pub use config::{DevicesSection, DevicesSettings, PciSection, ResourceSection, SelectorSection, SimulatedSection};
 pub use error::{Error, UninstallError};

@@ -62,15 +62,19 @@ impl ResourceName {
         self.0.split_once('/').unwrap_or((&self.0, ""))
     }
 
-    /// The CDI kind of its devices, as vendor and class: the same domain and name, except that CDI wants a letter first
-    /// (SPEC.md, "kind"), so that `x` goes before a digit.
+    /// The CDI kind of its devices, as vendor and class: the same domain and name, with an `x` before what CDI can't
+    /// take.
+    ///
+    /// CDI wants a letter first (SPEC.md, "kind"). And its Go parser, up to 1.0.1 at least, slices `name[1:len-1]`
+    /// without looking at the length: a vendor or class of one letter in a specification file would make containerd
+    /// panic.
     pub(crate) fn cdi_kind(&self) -> (String, String) {
-        let with_letter = |part: &str| {
-            let letter = if part.starts_with(|first: char| first.is_ascii_digit()) { "x" } else { "" };
-            format!("{letter}{part}")
+        let fit = |part: &str| match part.as_bytes() {
+            [first, _, ..] if first.is_ascii_alphabetic() => part.to_owned(),
+            _ => format!("x{part}"),
         };
         let (domain, name) = self.parts();
-        (with_letter(domain), with_letter(name))
+        (fit(domain), fit(name))
     }
 }
 
@@ -94,4 +98,82 @@ fn is_qualified(name: &str) -> bool {
 fn starts_and_ends_alphanumeric(text: &str) -> bool {
     text.starts_with(|first: char| first.is_ascii_alphanumeric())
         && text.ends_with(|last: char| last.is_ascii_alphanumeric())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[track_caller]
+    fn refused(name: &str, wrong: &str) {
+        let found = ResourceName::parse(name).unwrap_err();
+        assert!(found.wrong.contains(wrong), "{name:?}: {found:?}");
+        assert!(!found.remedy.is_empty());
+    }
+
+    #[test]
+    fn what_kubernetes_refuses_is_refused() {
+        refused("", "missing");
+        refused("fpga", "no domain");
+        refused("kubernetes.io/fpga", "reserved");
+        refused("device.kubernetes.io/fpga", "reserved");
+        refused("notkubernetes.io/fpga", "reserved");
+        refused("requests.example.com/fpga", "requests.");
+        refused("/fpga", "no DNS name");
+        refused("Example.com/fpga", "no DNS name");
+        refused("example..com/fpga", "no DNS name");
+        refused("-example.com/fpga", "no DNS name");
+        refused("example_1.com/fpga", "no DNS name");
+        refused(&format!("{}/fpga", "a".repeat(245)), "no DNS name");
+        refused("example.com/", "name after the slash");
+        refused("example.com/fpga/2", "name after the slash");
+        refused("example.com/-fpga", "name after the slash");
+        refused("example.com/fpga.", "name after the slash");
+        refused("example.com/f pga", "name after the slash");
+        refused(&format!("example.com/{}", "f".repeat(64)), "name after the slash");
+    }
+
+    #[test]
+    fn what_kubernetes_takes_is_taken() {
+        for name in ["example.com/fpga", "a/b", "1.example.com/3D_v1.2-x", "x/A"] {
+            assert_eq!(ResourceName::parse(name).unwrap().to_string(), name);
+        }
+        ResourceName::parse(&format!("{}/{}", "a".repeat(244), "f".repeat(63))).unwrap();
+    }
+
+    #[test]
+    fn a_cdi_kind_starts_with_a_letter_and_has_two() {
+        let kind = |name| ResourceName::parse(name).unwrap().cdi_kind();
+        assert_eq!(kind("example.com/fpga"), ("example.com".to_owned(), "fpga".to_owned()));
+        assert_eq!(kind("1.example.com/3d"), ("x1.example.com".to_owned(), "x3d".to_owned()));
+        assert_eq!(kind("a/f"), ("xa".to_owned(), "xf".to_owned()));
+    }
+
+    proptest! {
+        #[test]
+        fn names_built_by_the_rules_are_taken(
+            domain in "[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?(\\.[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?){0,3}",
+            name in "[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?",
+        ) {
+            prop_assume!(!domain.starts_with("requests.") && !domain.ends_with("kubernetes.io"));
+            let parsed = ResourceName::parse(&format!("{domain}/{name}"));
+            prop_assert!(parsed.is_ok(), "{parsed:?}");
+            for part in <[String; 2]>::from(parsed.unwrap().cdi_kind()) {
+                prop_assert!(part.len() >= 2 && part.starts_with(|first: char| first.is_ascii_alphabetic()));
+            }
+        }
+
+        #[test]
+        fn nothing_else_is_taken(text in "[a-zA-Z0-9/._ -]{0,40}|\\PC{0,20}") {
+            if let Ok(name) = ResourceName::parse(&text) {
+                let (domain, last) = name.parts();
+                prop_assert_eq!(text.matches('/').count(), 1);
+                prop_assert!(domain.split('.').all(|label| !label.is_empty() && !label.starts_with('-')));
+                prop_assert!(!last.is_empty() && last.len() <= 63);
+                prop_assert!(domain.bytes().all(|byte| b"abcdefghijklmnopqrstuvwxyz0123456789-.".contains(&byte)));
+            }
+        }
+    }
 }

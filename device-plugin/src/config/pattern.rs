@@ -11,7 +11,6 @@ const OPTIONS: MatchOptions =
 /// matches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct NodePattern {
-    text: String,
     /// The components below `/dev`, at least one.
     components: Vec<Pattern>,
 }
@@ -35,11 +34,7 @@ impl NodePattern {
                 .map_err(|error| (format!("is not a pattern ({})", error.msg), "use *, ? and [...] as a shell does"))?;
             components.push(pattern);
         }
-        Ok(Self { text: text.to_owned(), components })
-    }
-
-    pub(crate) fn as_str(&self) -> &str {
-        &self.text
+        Ok(Self { components })
     }
 
     /// The components below `/dev`.
@@ -59,5 +54,59 @@ impl NodePattern {
             names.len() == self.components.len()
                 && self.components.iter().zip(names).all(|(component, name)| Self::component_matches(component, name))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[track_caller]
+    fn matches(pattern: &str, path: &str) -> bool {
+        NodePattern::parse(pattern).unwrap().matches(path)
+    }
+
+    #[test]
+    fn each_component_is_a_pattern_of_its_own() {
+        assert!(matches("/dev/ttyS*", "/dev/ttyS12"));
+        assert!(!matches("/dev/ttyS*", "/dev/ttyS/1"));
+        assert!(matches("/dev/*/[0-9]", "/dev/vfio/7"));
+        assert!(!matches("/dev/*/[0-9]", "/dev/vfio/vfio"));
+        assert!(!matches("/dev/*", "/dev/.hidden"));
+        assert!(matches("/dev/.h*", "/dev/.hidden"));
+        assert!(!matches("/dev/fpga?", "/dev/fpga"));
+    }
+
+    #[test]
+    fn a_pattern_that_could_mean_something_else_is_refused() {
+        for pattern in [
+            "",
+            "/",
+            "/dev",
+            "/dev/",
+            "ttyS*",
+            "/etc/*",
+            "/dev/../etc/*",
+            "/dev/./x",
+            "/dev//x",
+            "/dev/x/",
+            "/dev/**",
+            "/dev/**/x",
+            "/dev/[",
+            "/dev/a\0",
+        ] {
+            let (wrong, remedy) = NodePattern::parse(pattern).unwrap_err();
+            assert!(!wrong.is_empty() && !remedy.is_empty(), "{pattern:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_plain_path_matches_itself_only(path in "/dev/[a-z0-9]{1,8}(/[a-z0-9]{1,8}){0,2}", other in "/dev/[a-z0-9/]{1,20}") {
+            prop_assert!(matches(&path, &path));
+            prop_assert_eq!(matches(&path, &other), path == other);
+        }
     }
 }

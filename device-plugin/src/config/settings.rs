@@ -10,6 +10,10 @@ use std::{
 use keelson_host::{HostRoot, Node, Problem, Problems};
 
 use super::{DevicesSection, NodePattern, PciSection, ResourceName, ResourceSection, SelectorSection};
+use crate::{
+    kernel::discover,
+    policy::{Conflict, Device, Inventory, Listing, conflicts},
+};
 
 /// `sun_path` holds 108 bytes, the last of them a NUL (unix(7)).
 const LONGEST_SOCKET_PATH: usize = 107;
@@ -101,14 +105,48 @@ impl DevicesSection {
             }
         }
         problems.0.extend(check_distinct(&self.resources));
-        problems.into_result(DevicesSettings {
+        let settings = problems.into_result(DevicesSettings {
             kubelet_dir: self.kubelet_dir.clone(),
             cdi_dir: self.cdi_dir.clone(),
             resources,
             root: node.root.clone(),
             state_dir: node.state_dir.join("devices"),
-        })
+        })?;
+        Problems(check_machine(&settings)).into_result(settings)
     }
+}
+
+/// What is wrong with this config on this machine: nodes matched twice, lists that are too long.
+///
+/// What can't be looked at now is no problem of the config; it keeps the running plugin from being ready.
+fn check_machine(settings: &DevicesSettings) -> Vec<Problem> {
+    let found: Vec<Vec<Device>> =
+        discover(settings).found.into_iter().map(|devices| devices.unwrap_or_default()).collect();
+    let names = settings.resources.iter().map(|resource| &resource.name);
+    let mut problems: Vec<Problem> = conflicts(names.zip(found.iter().map(Vec::as_slice)))
+        .into_iter()
+        .map(|Conflict { node, indices: (first, second), names, .. }| {
+            Problem::new(
+                format!("devices.resources[{second}].select"),
+                node.display(),
+                format!("is matched by both {} (devices.resources[{first}]) and {}", names.0, names.1),
+                "narrow one of the two, so that each device node belongs to one resource",
+            )
+        })
+        .collect();
+    for (index, (resource, devices)) in settings.resources.iter().zip(found).enumerate() {
+        let mut inventory = Inventory::remembering(resource.name.clone(), Vec::new());
+        inventory.update(devices, &[]);
+        if let Err(error) = Listing::of(&inventory) {
+            problems.push(Problem::new(
+                format!("devices.resources[{index}].select"),
+                "",
+                error.to_string(),
+                "narrow the patterns",
+            ));
+        }
+    }
+    problems
 }
 
 fn check_directory(key: &str, path: &Path) -> Option<Problem> {

@@ -1,0 +1,60 @@
+//! `Allocate`.
+
+use std::time::Duration;
+
+use keelson_proto::deviceplugin::v1beta1 as api;
+use tokio::{task, time};
+
+use super::Offer;
+use crate::{
+    kernel::verify,
+    metrics::ResultLabels,
+    policy::{AllocationError, Device, allocate, response},
+};
+
+/// The kubelet sets no deadline, and admits no other Pod on the node meanwhile.
+const DEADLINE: Duration = Duration::from_secs(2);
+
+/// What each container gets. Nothing is changed or remembered by it: which container has what is the kubelet's to know.
+pub(super) async fn answer(
+    offer: &Offer,
+    request: &api::AllocateRequest,
+) -> Result<api::AllocateResponse, AllocationError> {
+    let answer = checked(offer, request).await;
+    offer.metrics.allocations.get_or_create(&ResultLabels::of(&offer.name, &answer)).inc();
+    match &answer {
+        Ok(_) => tracing::info!(resource = %offer.name, containers = ?request.container_requests, "allocated devices"),
+        Err(error) => tracing::warn!(resource = %offer.name, %error, "refused to allocate devices"),
+    }
+    answer
+}
+
+async fn checked(offer: &Offer, request: &api::AllocateRequest) -> Result<api::AllocateResponse, AllocationError> {
+    let listing = offer.listing.borrow().clone().unwrap_or_default();
+    let containers = allocate(&offer.name, &listing, request)?;
+    look_again(offer, containers.concat()).await?;
+    let container_responses = containers.iter().map(|devices| response(&offer.name, devices)).collect();
+    Ok(api::AllocateResponse { container_responses })
+}
+
+/// Checks that the devices are still what was listed: a change may not have been noticed yet.
+async fn look_again(offer: &Offer, devices: Vec<Device>) -> Result<(), AllocationError> {
+    let root = offer.root.clone();
+    let look = task::spawn_blocking(move || {
+        devices.into_iter().find_map(|device| verify(&root, &device).err().map(|found| (device.id, found)))
+    });
+    let changed = match time::timeout(DEADLINE, look).await {
+        Ok(Ok(changed)) => changed,
+        // verify() doesn't panic and isn't aborted, but the kubelet gets an error rather than nothing if it does.
+        Ok(Err(_)) | Err(_) => {
+            return Err(AllocationError::Deadline { name: offer.name.clone(), seconds: DEADLINE.as_secs() });
+        }
+    };
+    match changed {
+        None => Ok(()),
+        Some((id, found)) => {
+            offer.rescan.notify_one();
+            Err(AllocationError::Changed { name: offer.name.clone(), id, found })
+        }
+    }
+}
