@@ -16,7 +16,7 @@ mod pinning;
 pub(crate) use annotations::Wishes;
 pub(crate) use container::{Container, Pod, Qos, whole_cpus};
 pub(crate) use machine::Machine;
-pub(crate) use pinning::{Assignment, Kind, Pinning, Placement, Recorded, Update};
+pub(crate) use pinning::{Assignment, Kind, Moves, Pinning, Placement, Recorded};
 
 #[cfg(test)]
 use pinning::Outcome;

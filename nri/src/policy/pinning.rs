@@ -1,6 +1,6 @@
 //! Who runs where, and what that means for everybody else.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use keelson_host::CpuSet;
 
@@ -8,14 +8,16 @@ use super::{Container, Machine, Qos, machine::Choice};
 
 /// Every container's placement on one machine.
 ///
-/// Each method that changes it returns the updates that other containers need because of it. They are meant to ride on
-/// the reply to the runtime, and are taken as applied: what the runtime then fails to do, the next
-/// [`Pinning::synchronize`] sees.
+/// Each method that changes it returns the moves of other containers that become necessary. They are meant to ride on
+/// the reply to the runtime, and are taken as done: what the runtime then fails to do, the next [`Pinning::synchronize`]
+/// sees.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Pinning {
     machine: Machine,
     /// By container id: whatever depends on the order of containers is the same on every start.
     containers: BTreeMap<String, Placed>,
+    /// The shared set as it was told last, one copy for the hundreds of containers that run on it.
+    told: Arc<CpuSet>,
 }
 
 #[derive(Clone, Debug)]
@@ -23,7 +25,7 @@ struct Placed {
     container: Container,
     placement: Placement,
     /// Where it may run now, as far as is known.
-    runs_on: CpuSet,
+    runs_on: Arc<CpuSet>,
 }
 
 /// What was decided for a container, and why.
@@ -55,11 +57,12 @@ pub(crate) struct Assignment {
     pub(crate) mems: CpuSet,
 }
 
-/// An [`Assignment`] for a container that exists already.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Update {
-    pub(crate) container: String,
-    pub(crate) assignment: Assignment,
+/// Containers that are to run on the shared set from now on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Moves {
+    pub(crate) containers: Vec<String>,
+    /// The shared set, not empty.
+    pub(crate) cpus: Arc<CpuSet>,
 }
 
 /// What became of one container.
@@ -67,8 +70,8 @@ pub(crate) struct Update {
 pub(crate) struct Outcome {
     pub(crate) placement: Placement,
     pub(crate) assignment: Assignment,
-    /// What other containers need because of it.
-    pub(crate) updates: Vec<Update>,
+    /// The other containers that must move because of it.
+    pub(crate) moves: Moves,
     /// Containers that this one replaces: the runtime never said that they ended.
     pub(crate) replaced: Vec<String>,
 }
@@ -143,8 +146,8 @@ impl Pinning {
         self.containers.remove(&container.id);
         let mut placement = self.decide(&container);
         placement.reasons.extend(container.wishes.ignored.iter().cloned());
-        let (assignment, updates) = self.settle(container, placement.clone());
-        Outcome { placement, assignment, updates, replaced }
+        let (assignment, moves) = self.settle(container, placement.clone());
+        Outcome { placement, assignment, moves, replaced }
     }
 
     /// Follows a change of a running container's resources: `changed` is the container as it will be.
@@ -153,15 +156,15 @@ impl Pinning {
     /// which is not fought. Else nothing changes. `None` for a container that isn't known.
     pub(crate) fn change(&mut self, changed: Container) -> Option<Outcome> {
         let placed = self.containers.get(&changed.id)?;
-        let ours = changed.cpus.is_empty() || changed.cpus == placed.runs_on || changed.cpus == placed.container.cpus;
+        let ours = changed.cpus.is_empty() || changed.cpus == *placed.runs_on || changed.cpus == placed.container.cpus;
         let resized = match &placed.placement.kind {
             Kind::Exclusive { .. } | Kind::Shared { .. } => changed.whole_cpus != placed.container.whole_cpus,
             Kind::Untouched => false,
         };
         if ours && !resized {
             let unchanged = placed.placement.clone();
-            let (assignment, updates) = (Assignment::default(), self.updates());
-            return Some(Outcome { placement: unchanged, assignment, updates, replaced: Vec::new() });
+            let (assignment, moves) = (Assignment::default(), self.moves());
+            return Some(Outcome { placement: unchanged, assignment, moves, replaced: Vec::new() });
         }
         let mut changed = changed;
         if ours {
@@ -171,17 +174,17 @@ impl Pinning {
         self.containers.remove(&changed.id);
         let mut placement = self.decide(&changed);
         placement.reasons.push("its resources were changed while it ran".to_owned());
-        let (assignment, updates) = self.settle(changed, placement.clone());
-        Some(Outcome { placement, assignment, updates, replaced: Vec::new() })
+        let (assignment, moves) = self.settle(changed, placement.clone());
+        Some(Outcome { placement, assignment, moves, replaced: Vec::new() })
     }
 
     /// Forgets a container that ended, and gives back what it had.
-    pub(crate) fn stop(&mut self, id: &str) -> Vec<Update> {
+    pub(crate) fn stop(&mut self, id: &str) -> Moves {
         self.containers.remove(id);
-        self.updates()
+        self.moves()
     }
 
-    /// Forgets a container of which nothing can be told to the runtime now: the updates ride on a later reply.
+    /// Forgets a container of which nothing can be told to the runtime now: the moves ride on a later reply.
     pub(crate) fn forget(&mut self, id: &str) {
         self.containers.remove(id);
     }
@@ -200,7 +203,7 @@ impl Pinning {
     /// A container whose cpuset is the one recorded for it keeps its placement. Without a record, a Guaranteed container
     /// whose cpuset has exactly the CPUs that it may use is taken for an exclusive one, any other cpuset for somebody
     /// else's, and a container without cpuset shares. Only a shared container that runs on another's exclusive CPUs, or
-    /// whose cpuset is an older shared set of ours, gets an update.
+    /// whose cpuset is an older shared set of ours, moves.
     ///
     /// `observing`: records of mode `observe` stand for what would be, so they are adopted too; when enforcing, such a
     /// record says nothing, as the runtime was never told.
@@ -210,7 +213,7 @@ impl Pinning {
         containers: Vec<Container>,
         records: &BTreeMap<String, Recorded>,
         observing: bool,
-    ) -> Vec<Update> {
+    ) -> Moves {
         self.machine = machine;
         self.containers.clear();
         let containers: BTreeMap<String, Container> =
@@ -230,7 +233,7 @@ impl Pinning {
             let placement = self.guess(&container);
             self.insert(container, placement);
         }
-        self.updates()
+        self.moves()
     }
 
     fn adopt(&self, container: &Container, recorded: &Recorded) -> Placement {
@@ -388,47 +391,56 @@ impl Pinning {
     }
 
     /// Enters a placement for a container that comes into being or changes.
-    fn settle(&mut self, container: Container, placement: Placement) -> (Assignment, Vec<Update>) {
+    fn settle(&mut self, container: Container, placement: Placement) -> (Assignment, Moves) {
         let id = container.id.clone();
-        self.insert(container, placement.clone());
-        let assignment = match placement.kind {
+        let kind = placement.kind.clone();
+        self.insert(container, placement);
+        self.renew_told();
+        let assignment = match kind {
             Kind::Exclusive { cpus, mems } => Assignment { cpus, mems },
-            Kind::Shared { .. } => Assignment { cpus: self.shared(), mems: CpuSet::new() },
+            Kind::Shared { .. } => {
+                if let Some(placed) = self.containers.get_mut(&id) {
+                    placed.runs_on = Arc::clone(&self.told);
+                }
+                Assignment { cpus: (*self.told).clone(), mems: CpuSet::new() }
+            }
             Kind::Untouched => Assignment::default(),
         };
-        if let Some(placed) = self.containers.get_mut(&id)
-            && !assignment.cpus.is_empty()
-        {
-            placed.runs_on = assignment.cpus.clone();
-        }
-        (assignment, self.updates())
+        (assignment, self.moves())
     }
 
     fn insert(&mut self, container: Container, placement: Placement) {
         let runs_on = match &placement.kind {
-            Kind::Exclusive { cpus, .. } => cpus.clone(),
-            Kind::Shared { .. } | Kind::Untouched if container.cpus.is_empty() => self.machine.online().clone(),
-            Kind::Shared { .. } | Kind::Untouched => container.cpus.clone(),
+            Kind::Exclusive { cpus, .. } => cpus,
+            Kind::Shared { .. } | Kind::Untouched if container.cpus.is_empty() => self.machine.online(),
+            Kind::Shared { .. } | Kind::Untouched => &container.cpus,
         };
+        let runs_on = Arc::new(runs_on.clone());
         self.containers.insert(container.id.clone(), Placed { container, placement, runs_on });
     }
 
-    /// What shared containers must be told so that they run on the shared set.
-    fn updates(&mut self) -> Vec<Update> {
-        let target = self.shared();
+    /// Keeps the copy that containers share as long as the set is the same: comparing two of one copy costs nothing.
+    fn renew_told(&mut self) {
+        let shared = self.shared();
+        if *self.told != shared {
+            self.told = Arc::new(shared);
+        }
+    }
+
+    /// The containers that must be told so that all that share run on the shared set.
+    fn moves(&mut self) -> Moves {
+        self.renew_told();
         let exclusive = self.exclusive();
-        let mut updates = Vec::new();
+        let mut containers = Vec::new();
         for (id, placed) in &mut self.containers {
             let Kind::Shared { managed } = &mut placed.placement.kind else { continue };
-            let narrow = !placed.runs_on.is_disjoint(&exclusive);
-            if placed.runs_on != target && (*managed || narrow) {
+            if placed.runs_on != self.told && (*managed || !placed.runs_on.is_disjoint(&exclusive)) {
                 *managed = true;
-                placed.runs_on = target.clone();
-                let assignment = Assignment { cpus: target.clone(), mems: CpuSet::new() };
-                updates.push(Update { container: id.clone(), assignment });
+                placed.runs_on = Arc::clone(&self.told);
+                containers.push(id.clone());
             }
         }
-        updates
+        Moves { containers, cpus: Arc::clone(&self.told) }
     }
 }
 

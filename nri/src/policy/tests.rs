@@ -20,7 +20,7 @@ fn set(list: &str) -> CpuSet {
 fn pinning(spec: &str, reserved: &str) -> Pinning {
     let mut pinning = Pinning::default();
     let machine = Machine::new(&topology(spec), &set(reserved));
-    assert_eq!(pinning.synchronize(machine, vec![], &BTreeMap::new(), false), []);
+    assert!(pinning.synchronize(machine, vec![], &BTreeMap::new(), false).containers.is_empty());
     pinning
 }
 
@@ -52,14 +52,8 @@ fn given(outcome: &Outcome) -> String {
     format!("{}/{}", outcome.assignment.cpus, outcome.assignment.mems)
 }
 
-fn updates(updates: &[Update]) -> Vec<(&str, String)> {
-    updates
-        .iter()
-        .map(|update| {
-            assert!(update.assignment.mems.is_empty());
-            (update.container.as_str(), update.assignment.cpus.to_string())
-        })
-        .collect()
+fn moved(moves: &Moves) -> String {
+    format!("{} to {}", moves.containers.join(" "), moves.cpus)
 }
 
 #[test]
@@ -76,7 +70,7 @@ fn on_two_cpus_one_is_exclusive_and_one_is_shared() {
         greedy.placement.reasons,
         ["1 exclusive CPUs would leave none for containers that share: 1 of 2 CPUs are left, none is reserved"]
     );
-    assert_eq!(updates(&pinning.stop("app")), [("greedy", "0-1".to_owned()), ("peer", "0-1".to_owned())]);
+    assert_eq!(moved(&pinning.stop("app")), "greedy peer to 0-1");
 }
 
 #[test]
@@ -86,12 +80,12 @@ fn who_shares_makes_room_with_the_same_reply() {
     assert_eq!(given(&pinning.create(container("two", Qos::Burstable, None))), "0-3/");
     let app = pinning.create(guaranteed("app", 2));
     assert_eq!(given(&app), "0-1/0");
-    assert_eq!(updates(&app.updates), [("one", "2-3".to_owned()), ("two", "2-3".to_owned())]);
+    assert_eq!(moved(&app.moves), "one two to 2-3");
     // A container that is removed without a stop gives back as well; it is told with the next answer that can.
     pinning.forget("app");
     let other = pinning.create(best_effort("three"));
     assert_eq!(given(&other), "0-3/");
-    assert_eq!(updates(&other.updates), [("one", "0-3".to_owned()), ("two", "0-3".to_owned())]);
+    assert_eq!(moved(&other.moves), "one two to 0-3");
 }
 
 #[test]
@@ -100,7 +94,7 @@ fn reserved_cpus_are_a_last_resort_and_never_exclusive() {
     assert_eq!(given(&pinning.create(best_effort("one"))), "1-3/");
     let app = pinning.create(guaranteed("app", 3));
     assert_eq!(given(&app), "1-3/0");
-    assert_eq!(updates(&app.updates), [("one", "0".to_owned())]);
+    assert_eq!(moved(&app.moves), "one to 0");
     let late = pinning.create(guaranteed("late", 1));
     assert_eq!(given(&late), "0/");
     assert_eq!(late.placement.reasons, ["it wants 1 exclusive CPUs, and 0 are free ()"]);
@@ -133,7 +127,7 @@ fn a_container_that_comes_with_a_cpuset_is_left_alone() {
     assert_eq!(theirs.placement.reasons, ["it came with cpuset 0, set by the kubelet or another plugin"]);
     // Nor are its CPUs given to anybody alone.
     assert_eq!(given(&pinning.create(guaranteed("ours", 2))), "1-2/0");
-    assert_eq!(pinning.stop("ours"), []);
+    assert!(pinning.stop("ours").containers.is_empty());
 }
 
 #[test]
@@ -239,15 +233,15 @@ fn a_resize_places_anew_and_a_foreign_cpuset_is_not_fought() {
     let same =
         Container { cpus: set("0-1"), mems: set("0"), memory_limit_bytes: Some(2 * GIB), ..guaranteed("app", 2) };
     let outcome = pinning.change(same).unwrap();
-    assert_eq!((given(&outcome), outcome.updates.len()), ("/".to_owned(), 0));
+    assert_eq!((given(&outcome), outcome.moves.containers.len()), ("/".to_owned(), 0));
     let larger = Container { cpus: set("0-1"), mems: set("0"), ..guaranteed("app", 3) };
     let outcome = pinning.change(larger).unwrap();
     assert_eq!(given(&outcome), "0-2/0");
-    assert_eq!(updates(&outcome.updates), [("peer", "3-7".to_owned())]);
+    assert_eq!(moved(&outcome.moves), "peer to 3-7");
     let foreign = Container { cpus: set("6"), mems: set("0"), ..guaranteed("app", 3) };
     let outcome = pinning.change(foreign).unwrap();
     assert_eq!(outcome.placement.kind, Kind::Untouched);
-    assert_eq!(updates(&outcome.updates), [("peer", "0-7".to_owned())]);
+    assert_eq!(moved(&outcome.moves), "peer to 0-7");
     assert!(pinning.change(guaranteed("nobody", 1)).is_none());
 }
 
@@ -264,9 +258,9 @@ fn restart_adopts_by_record_and_moves_nothing() {
     ];
     let mut after = Pinning::default();
     let machine = before.machine().clone();
-    assert_eq!(after.synchronize(machine, running, &records, false), []);
+    assert!(after.synchronize(machine, running, &records, false).containers.is_empty());
     assert_eq!(after.exclusive(), set("0"));
-    assert_eq!(updates(&after.stop("app")), [("peer", "0-3".to_owned())]);
+    assert_eq!(moved(&after.stop("app")), "peer to 0-3");
 }
 
 #[test]
@@ -281,11 +275,11 @@ fn a_shared_container_with_one_cpu_is_not_taken_for_an_exclusive_one() {
         Container { cpus: set("1"), ..guaranteed("late", 1) },
     ];
     let mut after = Pinning::default();
-    assert_eq!(after.synchronize(before.machine().clone(), running.clone(), &records, false), []);
+    assert!(after.synchronize(before.machine().clone(), running.clone(), &records, false).containers.is_empty());
     assert_eq!(after.exclusive(), set("0"));
     // Without records the cpusets are all there is to judge by; both count as exclusive, and nothing is moved.
     let mut blind = Pinning::default();
-    assert_eq!(blind.synchronize(before.machine().clone(), running, &BTreeMap::new(), false), []);
+    assert!(blind.synchronize(before.machine().clone(), running, &BTreeMap::new(), false).containers.is_empty());
     assert_eq!(blind.exclusive(), set("0-1"));
     assert_eq!(given(&blind.create(best_effort("peer"))), "0-1/");
 }
@@ -296,10 +290,10 @@ fn what_ran_unpinned_only_makes_room() {
     let machine = pinning.machine().clone();
     let running = vec![best_effort("peer"), guaranteed("early", 2)];
     // Running since before the plugin: neither gets CPUs of its own, neither is driven off the reserved CPU.
-    assert_eq!(pinning.synchronize(machine, running, &BTreeMap::new(), false), []);
+    assert!(pinning.synchronize(machine, running, &BTreeMap::new(), false).containers.is_empty());
     let app = pinning.create(guaranteed("app", 1));
     assert_eq!(given(&app), "1/0");
-    assert_eq!(updates(&app.updates), [("early", "2-3".to_owned()), ("peer", "2-3".to_owned())]);
+    assert_eq!(moved(&app.moves), "early peer to 2-3");
 }
 
 #[test]
@@ -414,14 +408,15 @@ fn check_assignment(topology: &Topology, assignment: &Assignment) {
     }
 }
 
-fn check_updates(runtime: &mut Runtime, topology: &Topology, created: Option<&str>, updates: &[Update]) {
+fn check_moves(runtime: &mut Runtime, topology: &Topology, created: Option<&str>, moves: &Moves) {
+    assert!(!moves.cpus.is_empty());
+    let assignment = Assignment { cpus: (*moves.cpus).clone(), mems: CpuSet::new() };
+    check_assignment(topology, &assignment);
     let mut seen = BTreeSet::new();
-    for update in updates {
-        assert_ne!(Some(update.container.as_str()), created, "an update for the container being created");
-        assert!(seen.insert(&update.container), "two updates for one container");
-        assert!(!update.assignment.cpus.is_empty());
-        check_assignment(topology, &update.assignment);
-        runtime.apply(&update.container, &update.assignment);
+    for container in &moves.containers {
+        assert_ne!(Some(container.as_str()), created, "an update for the container being created");
+        assert!(seen.insert(container), "two updates for one container");
+        runtime.apply(container, &assignment);
     }
 }
 
@@ -482,7 +477,7 @@ proptest! {
                     let container = Container { id: id.clone(), name: id.clone(), pod, cpus, ..*container };
                     let outcome = pinning.create(container.clone());
                     runtime.running.insert(id.clone(), container);
-                    check_updates(&mut runtime, &topology, Some(&id), &outcome.updates);
+                    check_moves(&mut runtime, &topology, Some(&id), &outcome.moves);
                     check_assignment(&topology, &outcome.assignment);
                     runtime.apply(&id, &outcome.assignment);
                     check_locality(&before, &topology, &outcome);
@@ -493,10 +488,10 @@ proptest! {
                 }
                 Step::Stop(which) => {
                     let Some(id) = runtime.pick(which) else { continue };
-                    let updates = pinning.stop(&id);
+                    let moves = pinning.stop(&id);
                     runtime.running.remove(&id);
-                    check_updates(&mut runtime, &topology, None, &updates);
-                    prop_assert!(pinning.stop(&id).is_empty());
+                    check_moves(&mut runtime, &topology, None, &moves);
+                    prop_assert!(pinning.stop(&id).containers.is_empty());
                 }
                 Step::Forget(which) => {
                     let Some(id) = runtime.pick(which) else { continue };
@@ -515,7 +510,7 @@ proptest! {
                     let changed = Container { whole_cpus, ..runtime.running[&id].clone() };
                     let outcome = pinning.change(changed.clone()).unwrap();
                     runtime.running.insert(id.clone(), changed);
-                    check_updates(&mut runtime, &topology, None, &outcome.updates);
+                    check_moves(&mut runtime, &topology, None, &outcome.moves);
                     check_assignment(&topology, &outcome.assignment);
                     runtime.apply(&id, &outcome.assignment);
                     if let Kind::Exclusive { mems, .. } = &pinning.placement(&id).unwrap().kind {
@@ -528,19 +523,19 @@ proptest! {
                     let machine = || Machine::new(&topology, &reserved);
                     let mut running: Vec<Container> = runtime.running.values().cloned().collect();
                     let mut restarted = Pinning::default();
-                    let updates = restarted.synchronize(machine(), running.clone(), &records, false);
+                    let moves = restarted.synchronize(machine(), running.clone(), &records, false);
                     // The order of the report decides nothing.
                     running.reverse();
                     let mut reversed = Pinning::default();
-                    prop_assert_eq!(&reversed.synchronize(machine(), running, &records, false), &updates);
+                    prop_assert_eq!(&reversed.synchronize(machine(), running, &records, false), &moves);
                     // Nobody loses what was his own, and nobody is moved but to catch up with a removal.
                     prop_assert_eq!(restarted.exclusive(), pinning.exclusive());
                     let mut undisturbed = pinning.clone();
-                    prop_assert_eq!(&undisturbed.stop("nobody"), &updates);
-                    check_updates(&mut runtime, &topology, None, &updates);
+                    prop_assert_eq!(&undisturbed.stop("nobody"), &moves);
+                    check_moves(&mut runtime, &topology, None, &moves);
                     // The same once more is no news.
                     let running = runtime.running.values().cloned().collect();
-                    prop_assert!(restarted.synchronize(machine(), running, &records, false).is_empty());
+                    prop_assert!(restarted.synchronize(machine(), running, &records, false).containers.is_empty());
                     pinning = restarted;
                 }
             }

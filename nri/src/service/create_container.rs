@@ -33,7 +33,7 @@ impl Events {
                 }),
                 ..ContainerAdjustment::default()
             }),
-            update: self.updates(outcome.updates),
+            update: self.updates(outcome.moves),
             evict: Vec::new(),
         })
     }

@@ -9,9 +9,9 @@ impl Events {
     /// The runtime also calls it when a container ends by itself, and possibly more than once.
     pub(super) fn stop_container(&mut self, request: StopContainerRequest) -> Result<StopContainerResponse, Failure> {
         let id = request.container.unwrap_or_default().id;
-        let updates = self.pinning.stop(&id);
+        let moves = self.pinning.stop(&id);
         self.drop_record(&id);
-        tracing::info!(container = id, updates = updates.len(), "a container ended");
-        Ok(StopContainerResponse { update: self.updates(updates) })
+        tracing::info!(id, "a container ended");
+        Ok(StopContainerResponse { update: self.updates(moves) })
     }
 }

@@ -49,12 +49,12 @@ impl Events {
             }
         }
         let recorded = self.records.iter().map(|(id, record)| (id.clone(), record.recorded())).collect();
-        let updates = self.pinning.synchronize(self.machine.clone(), running, &recorded, self.mode == Mode::Observe);
+        let moves = self.pinning.synchronize(self.machine.clone(), running, &recorded, self.mode == Mode::Observe);
         self.settle_records();
         for (container, placement) in self.pinning.placements() {
             translate::log(self.mode, "adopted a container", container, placement);
         }
-        let response = SynchronizeResponse { update: self.updates(updates), more: false };
+        let response = SynchronizeResponse { update: self.updates(moves), more: false };
         tracing::info!(
             containers = containers.len(),
             updates = response.update.len(),

@@ -11,7 +11,7 @@ use super::Events;
 use crate::{
     DeviceLocality, Mode,
     error::Failure,
-    policy::{self, Assignment, Kind, Placement, Pod, Qos, Update, Wishes, whole_cpus},
+    policy::{self, Assignment, Kind, Moves, Placement, Pod, Qos, Wishes, whole_cpus},
     store::is_container_id,
 };
 
@@ -125,25 +125,27 @@ pub(super) fn resources(assignment: &Assignment) -> Option<LinuxResources> {
 }
 
 impl Events {
-    /// The updates as they go on the wire; none when only observing.
-    pub(super) fn updates(&self, updates: Vec<Update>) -> Vec<ContainerUpdate> {
-        for Update { container, assignment } in &updates {
-            tracing::info!(mode = ?self.mode, container, cpus = %assignment.cpus, "moves to the shared CPUs");
-        }
-        if self.mode == Mode::Observe {
+    /// Moves as they go on the wire; none when only observing.
+    pub(super) fn updates(&self, moves: Moves) -> Vec<ContainerUpdate> {
+        let Moves { containers, cpus } = moves;
+        if containers.is_empty() {
             return Vec::new();
         }
-        let updates: Vec<ContainerUpdate> = updates
-            .into_iter()
-            .map(|update| ContainerUpdate {
-                container_id: update.container,
-                linux: Some(LinuxContainerUpdate { resources: resources(&update.assignment) }),
-                // The container may have ended meanwhile, which must not fail the one that is being created.
-                ignore_failure: true,
-            })
-            .collect();
-        self.metrics.updates.inc_by(updates.len() as u64);
-        updates
+        tracing::info!(mode = ?self.mode, %cpus, containers = containers.len(), "containers move to the shared CPUs");
+        let resources = resources(&Assignment { cpus: (*cpus).clone(), mems: CpuSet::new() });
+        containers.into_iter().filter_map(|container| self.update(container, resources.clone())).collect()
+    }
+
+    /// An update of one container; `None` when only observing, or without resources to change.
+    pub(super) fn update(&self, container: String, resources: Option<LinuxResources>) -> Option<ContainerUpdate> {
+        let resources = resources.filter(|_| self.mode == Mode::Enforce)?;
+        self.metrics.updates.inc();
+        Some(ContainerUpdate {
+            container_id: container,
+            linux: Some(LinuxContainerUpdate { resources: Some(resources) }),
+            // The container may have ended meanwhile, which must not fail the one that is being created.
+            ignore_failure: true,
+        })
     }
 }
 

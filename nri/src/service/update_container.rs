@@ -3,7 +3,7 @@
 use keelson_proto::nri::v1alpha1::{UpdateContainerRequest, UpdateContainerResponse};
 
 use super::{Events, translate};
-use crate::{error::Failure, policy::Update, store::Record};
+use crate::{error::Failure, store::Record};
 
 impl Events {
     pub(super) fn update_container(
@@ -16,14 +16,13 @@ impl Events {
         let mut container = translate::container(&pod, &described)?;
         container.device_nodes = translate::device_nodes(&described, self.locality.as_ref());
         let id = container.id.clone();
-        let Some(mut outcome) = self.pinning.change(container.clone()) else {
+        let Some(outcome) = self.pinning.change(container.clone()) else {
             return Ok(UpdateContainerResponse::default());
         };
         self.keep_record(Record::new(&container, &outcome.placement, self.mode));
         translate::log(self.mode, "a container's resources changed", &container, &outcome.placement);
-        if !outcome.assignment.cpus.is_empty() {
-            outcome.updates.push(Update { container: id, assignment: outcome.assignment });
-        }
-        Ok(UpdateContainerResponse { update: self.updates(outcome.updates), evict: Vec::new() })
+        let own = self.update(id, translate::resources(&outcome.assignment));
+        let update = self.updates(outcome.moves).into_iter().chain(own).collect();
+        Ok(UpdateContainerResponse { update, evict: Vec::new() })
     }
 }
