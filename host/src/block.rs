@@ -52,7 +52,8 @@ pub fn block_devices(root: &HostRoot) -> Result<Vec<BlockDevice>, InspectError> 
     let mut devices = Vec::new();
     for name in tree.names_if_present(BLOCK_DIRECTORY)? {
         let directory = format!("{BLOCK_DIRECTORY}/{name}");
-        devices.extend(unless_gone(&tree, &directory, block_device(&tree, &directory, name))?.flatten());
+        let device = block_device(&tree, &directory, name);
+        devices.extend(unless_gone(&tree, &format!("{directory}/dev"), device)?.flatten());
     }
     Ok(devices)
 }

@@ -82,7 +82,7 @@ pub fn device_nodes(root: &HostRoot) -> Result<Vec<DeviceNode>, InspectError> {
         let directory = format!("/sys/dev/{kind}");
         for name in tree.names_if_present(&directory)? {
             let entry = format!("{directory}/{name}");
-            nodes.extend(unless_gone(&tree, &entry, node_of(&tree, &entry))?.flatten());
+            nodes.extend(unless_gone(&tree, &format!("{entry}/dev"), node_of(&tree, &entry))?.flatten());
         }
     }
     nodes.sort();

@@ -1,5 +1,23 @@
 //! What this machine is, read from a root that can be `/`, `/host` or a test fixture.
 //!
+//! [`HostRoot`] says where the machine's `/sys`, `/proc` and `/dev` are. Each kind of fact has a file of its own here and
+//! one way in: [`Topology::read`] for CPUs, caches and NUMA nodes, [`pci_functions`], [`device_nodes`],
+//! [`block_devices`], [`links`], [`mounts`] and [`CgroupLayout::read`]. [`Inspection::read`] gives them all, for
+//! `keelson inspect`. [`fixture`] makes machines for tests.
+//!
+//! ```
+//! use keelson_host::{HostRoot, Topology};
+//!
+//! let topology = Topology::read(&HostRoot::system())?;
+//! for node in &topology.nodes {
+//!     println!("node {} has CPUs {} and {} bytes", node.id, node.cpus, node.memory_bytes);
+//! }
+//! # Ok::<(), keelson_host::InspectError>(())
+//! ```
+//!
+//! What the kernel leaves out is unknown (`None`, an empty set), not an error. What it would never write is
+//! [`InspectError::Parse`] with the file, its content and what was expected there.
+//!
 //! Reads only, with two exceptions that every plugin needs done in one right way: [`write_atomic`], the file writer of
 //! every store, and [`PrivateSocket`], the socket of every server.
 

@@ -86,7 +86,8 @@ pub fn links(root: &HostRoot) -> Result<Vec<Link>, InspectError> {
     let mut links = Vec::new();
     for name in tree.names_if_present(LINK_DIRECTORY)? {
         let directory = format!("{LINK_DIRECTORY}/{name}");
-        links.extend(unless_gone(&tree, &directory, link(&tree, &directory, name))?.flatten());
+        let link = link(&tree, &directory, name);
+        links.extend(unless_gone(&tree, &format!("{directory}/ifindex"), link)?.flatten());
     }
     Ok(links)
 }

@@ -64,7 +64,7 @@ pub fn pci_functions(root: &HostRoot) -> Result<Vec<PciFunction>, InspectError> 
         if !is_address(&address) {
             return Err(tree.unexpected(PCI_DIRECTORY, &address, "a PCI address such as 0000:3b:00.0"));
         }
-        functions.extend(unless_gone(&tree, &directory, function(&tree, &directory, address))?);
+        functions.extend(unless_gone(&tree, &format!("{directory}/vendor"), function(&tree, &directory, address))?);
     }
     Ok(functions)
 }
@@ -112,16 +112,18 @@ fn function(tree: &Tree, directory: &str, address: String) -> Result<PciFunction
     })
 }
 
-/// Adds the nodes of the devices in `directory` and below.
+/// Adds the nodes of the devices below `directory`.
 ///
 /// Links are not followed, since they lead to relatives, not children; nor are the functions behind a bridge entered,
 /// since their nodes are their own.
 fn children_nodes(tree: &Tree, directory: &str, depth: usize, nodes: &mut Vec<PathBuf>) -> Result<(), InspectError> {
-    nodes.extend(node_of(tree, directory)?.map(|node| node.path));
-    if depth > 0 {
-        for name in tree.subdirectories(directory)?.iter().filter(|name| !is_address(name)) {
-            children_nodes(tree, &format!("{directory}/{name}"), depth - 1, nodes)?;
-        }
+    if depth == 0 {
+        return Ok(());
+    }
+    for name in tree.subdirectories(directory)?.iter().filter(|name| !is_address(name)) {
+        let child = format!("{directory}/{name}");
+        nodes.extend(node_of(tree, &child)?.map(|node| node.path));
+        children_nodes(tree, &child, depth - 1, nodes)?;
     }
     Ok(())
 }

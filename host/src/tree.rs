@@ -84,14 +84,16 @@ impl Tree {
         self.list(path.as_ref(), |_| true).map_err(|source| self.failed(path, source))
     }
 
-    /// The names of the real directories in a directory, sorted; links to directories are none.
-    pub(crate) fn subdirectories(&self, path: impl AsRef<Path>) -> Result<Vec<String>, InspectError> {
-        self.list(path.as_ref(), |kind| kind == FileType::Directory).map_err(|source| self.failed(path, source))
-    }
-
     /// The names in a directory, sorted; none if there is no such directory.
     pub(crate) fn names_if_present(&self, path: impl AsRef<Path>) -> Result<Vec<String>, InspectError> {
         Ok(if_present(self.names(path))?.unwrap_or_default())
+    }
+
+    /// The names of the real directories in a directory, sorted; links to directories are none. None if there is no
+    /// such directory.
+    pub(crate) fn subdirectories(&self, path: impl AsRef<Path>) -> Result<Vec<String>, InspectError> {
+        let names = self.list(path.as_ref(), |kind| kind == FileType::Directory);
+        Ok(if_present(names.map_err(|source| self.failed(path, source)))?.unwrap_or_default())
     }
 
     /// The text of a symbolic link, `None` if nothing or something else is there.
@@ -144,11 +146,11 @@ impl Tree {
     }
 
     fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
-        // NONBLOCK: opening a FIFO that was put in an attribute's place would block for ever.
-        let file = self.resolve(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)?;
-        if !is(&file, FileType::RegularFile)? {
+        // Looked at before it is opened: opening a FIFO would wait for a writer, and opening a device may do anything.
+        if !is(&self.resolve(path, OFlags::PATH)?, FileType::RegularFile)? {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "is not a regular file"));
         }
+        let file = self.resolve(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)?;
         let mut content = Vec::new();
         File::from(file).take(LONGEST_FILE + 1).read_to_end(&mut content)?;
         if content.len() as u64 > LONGEST_FILE {
@@ -181,17 +183,18 @@ fn is(file: &OwnedFd, kind: FileType) -> io::Result<bool> {
     Ok(FileType::from_raw_mode(fstat(file)?.st_mode) == kind)
 }
 
-/// Turns "is not there" into `None`.
+/// Turns "is not there" into `None`; `ENODEV` says that it was there when it was opened (fs/kernfs/file.c).
 pub(crate) fn if_present<T>(result: Result<T, InspectError>) -> Result<Option<T>, InspectError> {
     match result {
         Ok(value) => Ok(Some(value)),
-        Err(InspectError::Read { source, .. })
-            if matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
-        {
-            Ok(None)
-        }
+        Err(error) if is_one_of(&error, [Errno::NOENT, Errno::NOTDIR, Errno::NODEV]) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+fn is_one_of<const N: usize>(error: &InspectError, codes: [Errno; N]) -> bool {
+    let InspectError::Read { source, .. } = error else { return false };
+    source.raw_os_error().is_some_and(|code| codes.contains(&Errno::from_raw_os_error(code)))
 }
 
 /// The decimal number after `prefix`, for names such as `cpu12`, `node3` and `index2`.
@@ -204,26 +207,20 @@ pub(crate) fn decimal<T: std::str::FromStr>(text: &str) -> Option<T> {
     if text.bytes().all(|byte| byte.is_ascii_digit()) { text.parse().ok() } else { None }
 }
 
-/// `read`'s result for what `directory` describes, `None` if that has vanished or is about to: links, disks and PCI
-/// functions go away while they are being read.
+/// What was read of a device, `None` if that has vanished or is about to: links, disks and PCI functions go away while
+/// they are being read.
 ///
-/// Of a read that succeeded, the later attributes may have been missing for that very reason, so it counts only if the
-/// directory is still there.
+/// `witness` is the attribute that every such device has and that the kernel removes first, or among the first. If it is
+/// gone after the reading, other attributes may have been missing for that reason, not because they don't apply.
 pub(crate) fn unless_gone<T>(
     tree: &Tree,
-    directory: &str,
+    witness: &str,
     read: Result<T, InspectError>,
 ) -> Result<Option<T>, InspectError> {
     match read {
-        Err(error) if !is_about_to_go(&error) && tree.exists(directory) => Err(error),
-        Ok(value) if tree.exists(directory) => Ok(Some(value)),
+        Ok(value) if tree.exists(witness) => Ok(Some(value)),
+        // A link's attributes stay for a while and say EINVAL (net/core/net-sysfs.c, `dev_isalive`).
+        Err(error) if tree.exists(witness) && !is_one_of(&error, [Errno::INVAL]) => Err(error),
         _ => Ok(None),
     }
-}
-
-/// What reading an attribute gives between the start of its device's removal and its own: `ENODEV` in general
-/// (fs/kernfs/file.c, `kernfs_get_active`), `EINVAL` for links (net/core/net-sysfs.c, `dev_isalive`).
-fn is_about_to_go(error: &InspectError) -> bool {
-    let InspectError::Read { source, .. } = error else { return false };
-    source.raw_os_error().is_some_and(|code| [Errno::NODEV, Errno::INVAL].contains(&Errno::from_raw_os_error(code)))
 }

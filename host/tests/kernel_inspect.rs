@@ -338,7 +338,6 @@ fn everything_of_this_machine_can_be_read() {
     assert_eq!(json["topology"]["cpus"].as_array().unwrap().len(), inspection.topology.unwrap().cpus.len());
 }
 
-/// Links, disks and mounts come and go while they are being listed; that is no error.
 #[test]
 fn links_that_vanish_while_being_read_are_no_error() {
     skip_unless!(is_root(), "making a network namespace takes root");
@@ -355,5 +354,25 @@ fn links_that_vanish_while_being_read_are_no_error() {
                 links(root).unwrap();
             }
         });
+    });
+}
+
+#[test]
+fn loop_devices_that_change_while_being_read_are_no_error() {
+    skip_unless!(is_root(), "making a loop device takes root");
+    skip_unless!(missing(&["losetup"]).is_empty(), "losetup (Debian's util-linux) is not installed");
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("image");
+    fs::File::create(&file).unwrap().set_len(1 << 20).unwrap();
+    thread::scope(|scope| {
+        let churn = scope.spawn(|| {
+            for _ in 0..30 {
+                drop(Loop(output("losetup", &["--find", "--show", file.to_str().unwrap()]).trim().to_owned()));
+            }
+        });
+        while !churn.is_finished() {
+            block_devices(&HostRoot::system()).unwrap();
+            device_nodes(&HostRoot::system()).unwrap();
+        }
     });
 }

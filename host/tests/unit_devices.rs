@@ -43,6 +43,7 @@ fn nodes_behind_a_bridge_are_not_the_bridges() {
     let (_directory, root) = build("pci=0000:00:01.0,8086:1901,class=060400");
     let behind = "sys/devices/pci0000:00/0000:00:01.0/0000:01:00.0";
     add_device(&root, &format!("{behind}/fpga/fpga0"), "240:0", "fpga0");
+    fs::write(root.join(behind).join("vendor"), "0x10ee\n").unwrap();
     symlink(Path::new("../../../..").join(behind), root.join("sys/bus/pci/devices/0000:01:00.0")).unwrap();
     let functions = pci_functions(&root).unwrap();
     assert_eq!(functions[0].device_nodes, [""; 0].map(PathBuf::from));
