@@ -8,6 +8,7 @@ use std::{
     fs,
     io::{Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    path::Path,
     thread,
 };
 
@@ -171,6 +172,16 @@ fn settings(node: &Node, range: &str) -> keelson_cni::NetworkSettings {
     section.validate(&keelson_host::Node { name: "n".to_owned(), state_dir: "/state".into(), root }).unwrap()
 }
 
+/// The store of a layer-2 network, which lies in the default place.
+struct DefaultStore(String);
+
+impl Drop for DefaultStore {
+    fn drop(&mut self) {
+        // Absent if the ADD failed, which the test tells by itself.
+        let _ = fs::remove_dir_all(Path::new("/run/keelson/network").join(&self.0));
+    }
+}
+
 #[test]
 fn a_layer_2_attachment_has_a_link_and_no_address() {
     skip_unless!(is_root(), "needs root");
@@ -179,8 +190,8 @@ fn a_layer_2_attachment_has_a_link_and_no_address() {
         let pod = Netns::new().unwrap();
         let mut config = node.config();
         config["ipam"] = ipam;
-        // Layer-2 records have no `ipam.dataDir`: they live in the default place.
-        config["name"] = json!(format!("l2-{}", std::process::id()));
+        let store = DefaultStore(format!("l2-{}", std::process::id()));
+        config["name"] = json!(store.0);
         let result = node.add("c", &pod, &config);
         assert_eq!(result.get("ips"), None);
         assert_eq!(result["interfaces"].as_array().unwrap().len(), 3);
@@ -191,7 +202,6 @@ fn a_layer_2_attachment_has_a_link_and_no_address() {
         node.call("CHECK", "c", Some(pod.path()), &check).silent();
         node.call("DEL", "c", Some(pod.path()), &config).silent();
         assert!(!ip(&pod, &["link"]).contains("eth0"));
-        let _ = fs::remove_dir_all(format!("/run/keelson/network/l2-{}", std::process::id()));
     }
 }
 

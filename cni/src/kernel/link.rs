@@ -2,7 +2,7 @@
 
 use netlink_packet_route::{
     RouteNetlinkMessage,
-    link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+    link::{InfoKind, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage},
 };
 use nix::errno::Errno;
 
@@ -50,6 +50,8 @@ impl Link {
 pub(crate) fn find(socket: &mut RouteSocket, name: &str) -> Result<Option<Link>, KernelError> {
     let mut message = LinkMessage::default();
     message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    // Counters are summed up over all CPUs, for nobody.
+    message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
     match socket.request(format!("look up the link {name}"), RouteNetlinkMessage::GetLink(message), 0) {
         Ok(answers) => Ok(answers.into_iter().find_map(|answer| match answer {
             RouteNetlinkMessage::NewLink(message) => Some(Link::from_message(message)),

@@ -64,9 +64,6 @@ pub(super) fn add(config: &NetworkConfig, call: &AttachmentCall) -> Result<Value
             AttachmentState::Pending => undo(&store, &mut addition.host, &earlier)?,
             AttachmentState::Active => return addition.repeat(&earlier),
         }
-    } else {
-        // Nobody else uses the name: a link without a record is what a lost store left.
-        link::delete(&mut addition.host, &naming::host_interface(&config.name, &call.key))?;
     }
     let mut record = addition.new_record(&store);
     store.reserve(&mut record, &addition.attachment.sets, &addition.attachment.requested)?;
@@ -105,9 +102,7 @@ impl Addition<'_> {
         let ours = naming::host_interface(&self.config.name, &self.call.key);
         let ifname = &self.call.key.ifname;
         if link::find(&mut self.inside, ifname)?.is_some() && link::find(&mut self.host, &ours)?.is_none() {
-            return Err(Failure::InterfaceExists(format!(
-                "container veth name ({ifname:?}) already exists; choose another CNI_IFNAME or remove it first"
-            )));
+            return Err(interface_exists(ifname));
         }
         Ok(())
     }
@@ -153,7 +148,7 @@ impl Addition<'_> {
             container_mac,
             mtu: self.attachment.mtu,
         };
-        veth::create(&mut self.host, &pair, bridge.index, &self.namespace)?;
+        self.make_pair(&pair, &bridge)?;
         let alias = format!("{}:{}", bridge::alias(&record.network), describe(record));
         let (hairpin, isolated) = (self.attachment.hairpin, self.attachment.isolated);
         veth::configure_host_end(&mut self.host, &record.host_interface, &alias, hairpin, isolated)?;
@@ -182,6 +177,20 @@ impl Addition<'_> {
             }
         }
         Ok(bridge)
+    }
+
+    fn make_pair(&mut self, pair: &VethPair<'_>, bridge: &Link) -> Result<(), Failure> {
+        match veth::create(&mut self.host, pair, bridge.index, &self.namespace) {
+            Err(error) if error.errno() == Some(Errno::EEXIST) => {
+                // Nobody else uses the name on the host: it's what an ADD left whose record was lost.
+                link::delete(&mut self.host, pair.host_name)?;
+                match veth::create(&mut self.host, pair, bridge.index, &self.namespace) {
+                    Err(error) if error.errno() == Some(Errno::EEXIST) => Err(interface_exists(pair.container_name)),
+                    other => Ok(other?),
+                }
+            }
+            other => Ok(other?),
+        }
     }
 
     /// Brings the container's end up, with addresses and routes, in one batch.
@@ -223,6 +232,11 @@ impl Addition<'_> {
             _ => Err(Failure::AttachmentDiffers(differences)),
         }
     }
+}
+
+fn interface_exists(ifname: &str) -> Failure {
+    let remedy = "choose another CNI_IFNAME or remove it first";
+    Failure::InterfaceExists(format!("container veth name ({ifname:?}) already exists; {remedy}"))
 }
 
 /// The route with the gateway of its family, unless it says that it has none.
