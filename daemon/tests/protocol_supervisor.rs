@@ -434,6 +434,43 @@ fn a_killed_supervisor_leaves_no_process_and_no_socket() {
 }
 
 #[test]
+fn a_plugin_that_does_not_stop_is_killed_and_told() {
+    let fixture = Fixture::new();
+    let mut keelson = fixture.start(&["run"], &fixture.config(&[]));
+    let pids = keelson.wait_for_plugins(&PLUGINS);
+    kill(pids[1], Signal::SIGSTOP).unwrap();
+    assert_eq!(keelson.terminate().code(), Some(1));
+    let told = keelson.events().into_iter().map(|event| event["message"].as_str().unwrap().to_owned());
+    assert_eq!(told.last().unwrap(), "did not stop cleanly: storage");
+    assert!(!pids.into_iter().any(exists));
+}
+
+#[test]
+fn a_plugin_that_cannot_start_is_tried_again_and_told() {
+    let fixture = Fixture::new();
+    fs::remove_file(fixture.path("bin/keelson-cni")).unwrap();
+    let mut keelson = fixture.start(&["run"], &fixture.config(&[]));
+    let others = keelson.wait_for_plugins(&["storage", "devices", "pinning"]);
+    let supervisor = keelson.address("supervisor");
+    wait_until("a second restart", LIMIT, || {
+        let metrics = get(&supervisor, "/metrics").1;
+        let line = metrics.lines().find(|line| line.contains("restarts_total{plugin=\"network\"}")).unwrap();
+        (line.split(' ').next_back().unwrap().parse::<u32>().unwrap() >= 2).then_some(())
+    });
+    wait_until("the reason", LIMIT, || {
+        get(&supervisor, "/readyz").1.contains("network: not ready: ended with exit code 1").then_some(())
+    });
+    keelson.event("the plugin's own word", |event| {
+        event["message"].as_str()?.contains("keelson-cni is neither at").then_some(())
+    });
+    // What was missing comes: no restart by hand is needed.
+    fs::write(fixture.path("bin/keelson-cni"), "#!/bin/sh\n").unwrap();
+    wait_until("network to be ready", LIMIT, || get(&supervisor, "/readyz").1.contains("network: ready").then_some(()));
+    assert_eq!(others, ["storage", "devices", "pinning"].map(|plugin| keelson.plugin(plugin).unwrap()));
+    assert!(keelson.terminate().success());
+}
+
+#[test]
 fn a_port_in_use_is_told_before_anything_starts() {
     let fixture = Fixture::new();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();

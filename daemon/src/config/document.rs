@@ -20,10 +20,13 @@ pub const KIND: &str = "NodeConfig";
 /// Keelson's config of one node.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(title = "NodeConfig")]
 pub(super) struct Document {
     /// Always `keelson.dev/v1alpha1`.
+    #[schemars(extend("const" = API_VERSION))]
     pub(super) api_version: String,
     /// Always `NodeConfig`.
+    #[schemars(extend("const" = KIND))]
     pub(super) kind: String,
     /// The Kubernetes node's name. Default: `$NODE_NAME`, else the host name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -36,19 +39,19 @@ pub(super) struct Document {
     pub(super) observability: Observability,
     /// Wires Pods to a bridge. Without this key the plugin doesn't run.
     #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<keelson_cni::NetworkSection>")]
+    #[schemars(with = "keelson_cni::NetworkSection")]
     network: Option<Value>,
     /// Serves volumes from pools on this node. Without this key the plugin doesn't run.
     #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<keelson_csi::StorageSection>")]
+    #[schemars(with = "keelson_csi::StorageSection")]
     storage: Option<Value>,
     /// Offers this node's devices to the kubelet. Without this key the plugin doesn't run.
     #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<keelson_device_plugin::DevicesSection>")]
+    #[schemars(with = "keelson_device_plugin::DevicesSection")]
     devices: Option<Value>,
     /// Gives containers CPUs and memory next to their devices. Without this key the plugin doesn't run.
     #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<keelson_nri::PinningSection>")]
+    #[schemars(with = "keelson_nri::PinningSection")]
     pinning: Option<Value>,
 }
 
