@@ -54,7 +54,7 @@ struct State {
 pub(crate) struct DeviceManager {
     state: Arc<Mutex<State>>,
     stop: CancellationToken,
-    _server: AbortOnDropHandle<Result<(), tonic::transport::Error>>,
+    server: AbortOnDropHandle<Result<(), tonic::transport::Error>>,
 }
 
 /// The devices of one container.
@@ -85,7 +85,7 @@ impl DeviceManager {
         let server = Server::builder()
             .add_service(RegistrationServer::new(service))
             .serve_with_incoming(UnixListenerStream::new(listener));
-        Ok(Self { state, stop, _server: AbortOnDropHandle::new(tokio::spawn(server)) })
+        Ok(Self { state, stop, server: AbortOnDropHandle::new(tokio::spawn(server)) })
     }
 
     /// Resource to the number of healthy devices: the node's allocatable.
@@ -181,6 +181,13 @@ impl DeviceManager {
             }
         }
         Ok(())
+    }
+
+    /// Stops serving, and returns once the socket is closed.
+    pub(crate) async fn stop(mut self) {
+        self.server.abort();
+        // Aborted, as asked: that is the only way for it to end.
+        let _ = (&mut self.server).await;
     }
 
     /// Gives back what Pod `pod` holds. The API has no call for it: plugins never learn.

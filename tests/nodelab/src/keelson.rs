@@ -54,9 +54,10 @@ impl Keelson {
             command.env_remove(variable);
         }
         command.arg("run").arg("--config").arg(&config);
-        let mut daemon = Daemon::start("keelson run", command, layout.root(), layout.join("log/keelson.log"))?;
-        daemon.wait_for("all four plugins to be ready", async || is_ready(address).await.then_some(())).await?;
-        Ok(Self { daemon, address })
+        let daemon = Daemon::start("keelson run", command, layout.root(), layout.join("log/keelson.log"))?;
+        let mut keelson = Self { daemon, address };
+        keelson.wait_ready().await?;
+        Ok(keelson)
     }
 
     /// Where the supervisor serves /healthz, /readyz and /metrics.
@@ -74,8 +75,7 @@ impl Keelson {
         let old = self.plugin_pid(plugin)?.with_context(|| format!("keelson runs no {plugin} process"))?;
         kill(as_pid(old)?, Signal::SIGKILL).with_context(|| format!("failed to kill process {old}"))?;
         let new = self.plugin_pid_other_than(plugin, old).await?;
-        let address = self.address;
-        self.daemon.wait_for("the suite to be ready again", async || is_ready(address).await.then_some(())).await?;
+        self.wait_ready().await?;
         Ok((old, new))
     }
 
@@ -92,7 +92,15 @@ impl Keelson {
     /// Waits until all plugins are ready.
     pub(crate) async fn wait_ready(&mut self) -> Result<()> {
         let address = self.address;
-        self.daemon.wait_for("all plugins to be ready", async || is_ready(address).await.then_some(())).await
+        let is_ready = async || matches!(http_get(address, "/readyz").await, Ok((200, _))).then_some(());
+        match self.daemon.wait_for("all plugins to be ready", is_ready).await {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                // Which plugin isn't, and why.
+                let answer = http_get(address, "/readyz").await;
+                Err(error.context(format!("/readyz of keelson run says {answer:?}")))
+            }
+        }
     }
 
     /// Waits for something of the suite's doing.
@@ -177,11 +185,6 @@ fn free_ports() -> Result<SocketAddr> {
         }
     }
     bail!("found no five free ports in a row on the loopback")
-}
-
-/// Whether the supervisor says that every plugin is ready.
-async fn is_ready(address: SocketAddr) -> bool {
-    matches!(http_get(address, "/readyz").await, Ok((200, _)))
 }
 
 /// The status and the body of `GET http://<address><path>`.

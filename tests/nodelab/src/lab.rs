@@ -355,7 +355,7 @@ impl Lab {
         self.containerd.take().context("containerd was stopped")?.stop()?;
         sweep::remove_network(&self.layout)?;
         self.cgroups.remove(&self.layout.cgroup())?;
-        drop(self.devices);
+        self.devices.stop().await;
         sweep::unshare_mounts(&self.layout)?;
         sweep::leftovers(&self.layout, Some(&self.range))
     }

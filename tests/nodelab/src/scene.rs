@@ -175,7 +175,7 @@ impl Scene {
     async fn data(&self, lab: &Lab) -> Result<String> {
         let address = self.app.addresses.first().context("app has no address")?;
         let url = format!("http://{address}:{PORT}/{FILE}");
-        let fetched = lab.exec_ok(&self.peer, &["wget", "-q", "-T", "10", "-O", "-", &url]).await?.stdout;
+        let fetched = lab.exec_ok(&self.peer, &["wget", "-q", "-O", "-", &url]).await?.stdout;
         ensure!(
             fetched == self.payload,
             "peer fetched {} bytes that are not the {} that were written",
