@@ -174,8 +174,7 @@ pub fn uninstall(settings: &NetworkSettings) -> Result<Uninstalled, UninstallErr
     }
     let store = Store::new(&settings.data_dir, &settings.name)?;
     if !store.remove_if_empty()? {
-        let (records, unreadable) = store.all()?;
-        return Ok(Uninstalled { attachments_left: records.len() + unreadable.len(), bridge_removed: false });
+        return Ok(Uninstalled { attachments_left: store.keys()?.len(), bridge_removed: false });
     }
     let subnets: Vec<_> = settings.ranges.iter().map(|range| range.subnet).collect();
     masquerade::remove(&subnets)?;

@@ -2,7 +2,10 @@
 
 use super::add::undo;
 use crate::{
-    config::{invocation::AttachmentCall, network::NetworkConfig},
+    config::{
+        invocation::{AttachmentCall, AttachmentKey},
+        network::NetworkConfig,
+    },
     error::Failure,
     kernel::{RouteSocket, link},
     policy::naming,
@@ -15,15 +18,19 @@ use crate::{
 /// What is gone already is no error, and a config whose ranges somebody broke doesn't keep an address taken.
 pub(super) fn del(config: &NetworkConfig, call: &AttachmentCall) -> Result<(), Failure> {
     let store = Store::new(&config.data_dir, &config.name)?;
-    let _lock = store.lock_attachment(&call.key)?;
-    let mut host = RouteSocket::open()?;
-    match store.read(&call.key) {
-        Ok(Some(record)) => undo(&store, &mut host, &record),
+    detach(&store, &mut RouteSocket::open()?, &config.name, &call.key)
+}
+
+/// Undoes one attachment, whatever is known or left of it.
+pub(super) fn detach(store: &Store, host: &mut RouteSocket, network: &str, key: &AttachmentKey) -> Result<(), Failure> {
+    let _lock = store.lock_attachment(key)?;
+    match store.read(key) {
+        Ok(Some(record)) => undo(store, host, &record),
         found => {
             // Without a readable record the name still follows from the attachment.
-            link::delete(&mut host, &naming::host_interface(&config.name, &call.key))?;
+            link::delete(host, &naming::host_interface(network, key))?;
             match found {
-                Err(StoreError::Corrupt { .. }) => Ok(store.discard(&call.key)?),
+                Err(StoreError::Corrupt { .. }) => Ok(store.discard(key)?),
                 other => Ok(other.map(drop)?),
             }
         }

@@ -1,6 +1,6 @@
 //! GC: free what belongs to attachments that the runtime no longer knows.
 
-use super::add::undo;
+use super::del::detach;
 use crate::{config::network::NetworkConfig, error::Failure, kernel::RouteSocket, store::Store};
 
 /// Undoes every attachment that is not in the runtime's list; goes on after an error and reports all.
@@ -13,17 +13,9 @@ pub(super) fn gc(config: &NetworkConfig) -> Result<(), Failure> {
         return Ok(());
     }
     let mut host = RouteSocket::open()?;
-    let (records, errors) = store.all()?;
-    let mut failures: Vec<Failure> = errors.into_iter().map(Failure::from).collect();
-    for record in records.iter().filter(|record| !valid.contains(&record.key)) {
-        let undone = store.lock_attachment(&record.key).map_err(Failure::from).and_then(|_lock| {
-            // A DEL may have been faster.
-            match store.read(&record.key)? {
-                Some(record) => undo(&store, &mut host, &record),
-                None => Ok(()),
-            }
-        });
-        failures.extend(undone.err());
+    let mut failures = Vec::new();
+    for key in store.keys()?.iter().filter(|key| !valid.contains(key)) {
+        failures.extend(detach(&store, &mut host, &config.name, key).err());
     }
     failures.extend(store.sweep().err().map(Failure::from));
     match failures.len() {

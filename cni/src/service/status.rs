@@ -35,7 +35,7 @@ pub(super) fn status(config: &NetworkConfig) -> Result<(), Failure> {
     }
     match bridge::find(&mut RouteSocket::open()?, &attachment.bridge) {
         Ok(Some(_)) => Ok(()),
-        Ok(None) if store.is_empty()? => Ok(()),
+        Ok(None) if store.keys()?.is_empty() => Ok(()),
         Ok(None) => Err(Failure::Degraded(format!("the bridge {} of running Pods is gone", attachment.bridge))),
         Err(error @ BridgeError::NotABridge { .. }) => Err(Failure::Unavailable(error.to_string())),
         Err(error) => Err(error.into()),

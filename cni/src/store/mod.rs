@@ -11,6 +11,8 @@
 
 mod lock;
 mod record;
+#[cfg(test)]
+mod tests;
 
 use std::{
     fs, io,
@@ -73,11 +75,15 @@ struct AllocatorFile {
 }
 
 impl Store {
-    /// The store of `network` below `data_dir`; touches nothing but the boot id.
+    /// The store of `network` below `data_dir` in this boot; touches nothing.
     pub(crate) fn new(data_dir: &Path, network: &str) -> Result<Self, StoreError> {
         let path = Path::new("/proc/sys/kernel/random/boot_id");
-        let boot_id = fs::read_to_string(path).map_err(failed("read", path))?.trim_end().to_owned();
-        Ok(Self { network_dir: data_dir.join(network), boot_id })
+        let boot_id = fs::read_to_string(path).map_err(failed("read", path))?;
+        Ok(Self::of_boot(data_dir, network, boot_id.trim_end()))
+    }
+
+    fn of_boot(data_dir: &Path, network: &str, boot_id: &str) -> Self {
+        Self { network_dir: data_dir.join(network), boot_id: boot_id.to_owned() }
     }
 
     pub(crate) fn boot_id(&self) -> &str {
@@ -128,27 +134,10 @@ impl Store {
         read_json::<Record>(&self.record_path(key))
     }
 
-    /// Every record, and what is wrong with those that can't be read.
-    pub(crate) fn all(&self) -> Result<(Vec<Record>, Vec<StoreError>), StoreError> {
-        let mut records = Vec::new();
-        let mut errors = Vec::new();
-        for path in list(&self.boot_dir().join("attachments"))? {
-            if is_temporary(&path) {
-                continue;
-            }
-            match read_json::<Record>(&path) {
-                Ok(Some(record)) => records.push(record),
-                // Released since the directory was listed.
-                Ok(None) => {}
-                Err(error) => errors.push(error),
-            }
-        }
-        Ok((records, errors))
-    }
-
-    /// Whether there is any record, readable or not.
-    pub(crate) fn is_empty(&self) -> Result<bool, StoreError> {
-        Ok(list(&self.boot_dir().join("attachments"))?.iter().all(|path| is_temporary(path)))
+    /// The attachments that there are records of, readable or not.
+    pub(crate) fn keys(&self) -> Result<Vec<AttachmentKey>, StoreError> {
+        let paths = list(&self.boot_dir().join("attachments"))?;
+        Ok(paths.iter().filter(|path| !is_temporary(path)).filter_map(|path| key_of(path)).collect())
     }
 
     /// Chooses an address from each of `sets`, those of `requested` where given, and writes the record with them.
@@ -253,7 +242,7 @@ impl Store {
             return Ok(true);
         }
         let _lock = self.lock_network()?;
-        if !self.is_empty()? {
+        if !self.keys()?.is_empty() {
             return Ok(false);
         }
         ignore_absence(fs::remove_dir_all(&self.network_dir)).map_err(failed("remove", &self.network_dir))?;
@@ -360,7 +349,12 @@ impl Ledger for SetLedger<'_> {
     type Error = StoreError;
 
     fn is_free(&mut self, address: IpAddr) -> Result<bool, StoreError> {
-        Ok(self.store.owner(address)?.is_none())
+        match self.store.owner(address) {
+            Ok(owner) => Ok(owner.is_none()),
+            // Somebody has it, whoever that is.
+            Err(StoreError::Corrupt { .. } | StoreError::OtherVersion { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     fn released(&mut self, number: u64) -> Result<Option<IpAddr>, StoreError> {
@@ -385,6 +379,12 @@ pub(crate) fn describe(record: &Record) -> String {
 /// The container's id can't hold an `@`, so the two parts can be told apart.
 fn record_name(key: &AttachmentKey) -> String {
     format!("{}@{}", key.container_id, key.ifname)
+}
+
+/// What [`record_name`] was made of; `None` for a file that is no record.
+fn key_of(path: &Path) -> Option<AttachmentKey> {
+    let (container_id, ifname) = path.file_name()?.to_str()?.split_once('@')?;
+    Some(AttachmentKey { container_id: container_id.to_owned(), ifname: ifname.to_owned() })
 }
 
 fn owner_link(key: &AttachmentKey) -> PathBuf {

@@ -1,0 +1,165 @@
+//! The store over a temporary directory: what is given, what is torn, what is another boot's.
+
+use std::{collections::HashSet, fs};
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::config::{
+    invocation::Pod,
+    range::{Range, RangeText},
+};
+
+fn sets(subnets: &[&str]) -> Vec<RangeSet> {
+    let range =
+        |subnet: &str| Range::new("", "", &RangeText { subnet: subnet.to_owned(), ..RangeText::default() }).unwrap();
+    subnets.iter().map(|subnet| RangeSet(vec![range(subnet)])).collect()
+}
+
+fn store(directory: &TempDir, boot: &str) -> Store {
+    let store = Store::of_boot(directory.path(), "net", boot);
+    store.create().unwrap();
+    store
+}
+
+fn record(store: &Store, id: &str) -> Record {
+    Record {
+        version: VERSION,
+        boot_id: store.boot_id().to_owned(),
+        state: AttachmentState::Pending,
+        network: "net".to_owned(),
+        key: AttachmentKey { container_id: id.to_owned(), ifname: "eth0".to_owned() },
+        netns: String::new(),
+        pod: Pod::default(),
+        bridge: "kl0".to_owned(),
+        host_interface: "kl1".to_owned(),
+        host_mac: String::new(),
+        container_mac: String::new(),
+        addresses: Vec::new(),
+        routes: Vec::new(),
+        created_at_seconds: 0,
+    }
+}
+
+fn reserve(store: &Store, id: &str, sets: &[RangeSet]) -> Result<Record, StoreError> {
+    let mut record = record(store, id);
+    store.reserve(&mut record, sets, &[]).map(|()| record)
+}
+
+fn addresses(record: &Record) -> Vec<String> {
+    record.addresses.iter().map(|lease| lease.address.to_string()).collect()
+}
+
+#[test]
+fn what_is_written_is_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = store(&directory, "boot");
+    let record = reserve(&store, "a", &sets(&["10.0.0.0/24", "fd00::/64"])).unwrap();
+    assert_eq!(addresses(&record), ["10.0.0.2/24", "fd00::2/64"]);
+    assert_eq!(store.read(&record.key).unwrap().as_ref(), Some(&record));
+    assert_eq!(store.keys().unwrap(), std::slice::from_ref(&record.key));
+    store.release(&record).unwrap();
+    store.release(&record).unwrap();
+    assert_eq!(store.read(&record.key).unwrap(), None);
+    assert!(store.remove_if_empty().unwrap());
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_full_set_gives_nothing_and_takes_nothing_from_the_others() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = store(&directory, "boot");
+    let sets = sets(&["10.0.0.0/24", "10.9.0.0/30"]);
+    let only = reserve(&store, "a", &sets).unwrap();
+    let error = reserve(&store, "b", &sets).unwrap_err();
+    let expected = "failed to allocate for range 1: no IP addresses available in range set: 10.9.0.1-10.9.0.2 (1 addresses, all in use)";
+    assert_eq!(error.to_string(), expected);
+    assert_eq!(store.keys().unwrap(), std::slice::from_ref(&only.key));
+    store.release(&only).unwrap();
+    assert_eq!(addresses(&reserve(&store, "c", &sets).unwrap()), ["10.0.0.3/24", "10.9.0.2/30"]);
+}
+
+#[test]
+fn another_boots_records_are_void_and_removed() {
+    let directory = tempfile::tempdir().unwrap();
+    let old = store(&directory, "before");
+    let given = reserve(&old, "a", &sets(&["10.0.0.0/24"])).unwrap();
+    let new = store(&directory, "after");
+    assert_eq!(new.read(&given.key).unwrap(), None);
+    assert_eq!(addresses(&reserve(&new, "b", &sets(&["10.0.0.0/24"])).unwrap()), addresses(&given));
+    assert!(!directory.path().join("net/before").exists());
+}
+
+#[test]
+fn a_record_torn_at_any_byte_frees_nothing_and_blocks_nobody() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = store(&directory, "boot");
+    let sets = sets(&["10.0.0.0/29"]);
+    let torn = reserve(&store, "torn", &sets).unwrap();
+    let path = directory.path().join("net/boot/attachments/torn@eth0");
+    let whole = fs::read(&path).unwrap();
+    let cursor = directory.path().join("net/boot/allocator-0.json");
+    // The last byte is the newline, without which the record is whole.
+    for length in 0..whole.len() - 1 {
+        fs::write(&path, &whole[..length]).unwrap();
+        assert!(matches!(store.read(&torn.key), Err(StoreError::Corrupt { .. })), "{length}");
+        // Even a store that forgot where it stood gives the address to nobody else.
+        fs::remove_file(&cursor).unwrap();
+        let other = reserve(&store, "other", &sets).unwrap();
+        assert_ne!(addresses(&other), addresses(&torn));
+        store.release(&other).unwrap();
+    }
+    assert_eq!(store.keys().unwrap(), std::slice::from_ref(&torn.key));
+    store.discard(&torn.key).unwrap();
+    let mut given = HashSet::new();
+    for id in ["a", "b", "c", "d", "e"] {
+        given.extend(addresses(&reserve(&store, id, &sets).unwrap()));
+    }
+    assert_eq!(given.len(), 5);
+    assert!(matches!(reserve(&store, "f", &sets), Err(StoreError::Exhausted { .. })));
+}
+
+#[test]
+fn another_releases_record_is_named_and_not_guessed_at() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = store(&directory, "boot");
+    let record = reserve(&store, "a", &sets(&["10.0.0.0/24"])).unwrap();
+    let path = directory.path().join("net/boot/attachments/a@eth0");
+    fs::write(&path, r#"{"version": 2, "somethingNew": true}"#).unwrap();
+    let error = store.read(&record.key).unwrap_err().to_string();
+    let expected = format!("{} is of format version 2, and this program reads version 1", path.display());
+    assert!(error.starts_with(&expected), "{error}");
+}
+
+#[test]
+fn an_address_asked_for_is_given_to_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = store(&directory, "boot");
+    let sets = sets(&["10.0.0.0/29"]);
+    let wanted: IpAddr = "10.0.0.2".parse().unwrap();
+    let mut first = record(&store, "a");
+    store.reserve(&mut first, &sets, &[wanted]).unwrap();
+    let error = store.reserve(&mut record(&store, "b"), &sets, &[wanted]).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "requested IP address 10.0.0.2 is not available: it is in use by eth0 of container a"
+    );
+    // The walk steps over it.
+    assert_eq!(addresses(&reserve(&store, "c", &sets).unwrap()), ["10.0.0.3/29"]);
+}
+
+#[test]
+fn temporary_files_of_dead_processes_are_swept() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = store(&directory, "boot");
+    let attachments = directory.path().join("net/boot/attachments");
+    let alive = attachments.join(format!(".a@eth0.{}.0.tmp", std::process::id()));
+    // Beyond the kernel's largest process id, 2^22.
+    let dead = attachments.join(".b@eth0.4194305.0.tmp");
+    for path in [&alive, &dead] {
+        fs::write(path, "{").unwrap();
+    }
+    assert_eq!(store.keys().unwrap(), []);
+    store.sweep().unwrap();
+    assert!(alive.exists() && !dead.exists());
+}
