@@ -24,8 +24,10 @@ use crate::{
 };
 
 /// How long a shutdown waits for running operations. One that takes longer ends with the process, as if killed: the
-/// retry finds what it left.
-const GRACE: Duration = Duration::from_secs(10);
+/// retry finds what it left. Together with [`CONNECTION_GRACE`] shorter than the daemon's patience with a plugin.
+const GRACE: Duration = Duration::from_secs(6);
+/// How long a shutdown waits for clients to close their connections.
+const CONNECTION_GRACE: Duration = Duration::from_secs(2);
 
 /// The storage plugin of one node.
 #[derive(Debug)]
@@ -100,7 +102,7 @@ impl Driver {
             () = shutdown.cancelled() => {
                 let _ = ready.send_replace(Err("shutting down".to_owned()));
                 // A client that keeps its connection open must not keep the process.
-                timeout(GRACE, server).await.unwrap_or(Ok(()))
+                timeout(CONNECTION_GRACE, server).await.unwrap_or(Ok(()))
             }
         };
         let _ = ready.send_replace(Err("not serving".to_owned()));
