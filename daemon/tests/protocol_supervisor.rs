@@ -440,8 +440,7 @@ fn a_plugin_that_does_not_stop_is_killed_and_told() {
     let pids = keelson.wait_for_plugins(&PLUGINS);
     kill(pids[1], Signal::SIGSTOP).unwrap();
     assert_eq!(keelson.terminate().code(), Some(1));
-    let told = keelson.events().into_iter().map(|event| event["message"].as_str().unwrap().to_owned());
-    assert_eq!(told.last().unwrap(), "did not stop cleanly: storage");
+    assert_eq!(keelson.events().last().unwrap()["message"], "did not stop cleanly: storage");
     assert!(!pids.into_iter().any(exists));
 }
 
