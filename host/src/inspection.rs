@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::{
     BlockDevice, CgroupLayout, DeviceNode, HostRoot, InspectError, Link, Mount, PciFunction, Topology, block_devices,
-    device_nodes, links, mounts, pci_functions, report, serialize,
+    device_nodes, links, mounts, pci_functions, report, serialize, tree::if_present,
 };
 
 /// What `keelson inspect` shows: serialized for programs, displayed as a tree for people.
@@ -29,9 +29,9 @@ pub struct Inspection {
     pub block_devices: Option<Vec<BlockDevice>>,
     /// Network links of the namespace that `/sys` belongs to, by name.
     pub links: Option<Vec<Link>>,
-    /// Mounts, in the kernel's order.
+    /// Mounts, in the kernel's order; also `None` if there is no `/proc` below the root.
     pub mounts: Option<Vec<Mount>>,
-    /// The cgroup layout; also `None` if no hierarchy is mounted.
+    /// The cgroup layout; also `None` if no hierarchy is mounted, or there is no `/proc` below the root.
     pub cgroups: Option<CgroupLayout>,
     /// The parts that could not be read, and why; empty if all is well.
     pub unread: Vec<Unread>,
@@ -59,8 +59,8 @@ impl Inspection {
             device_nodes: part("deviceNodes", device_nodes(root), &mut unread),
             block_devices: part("blockDevices", block_devices(root), &mut unread),
             links: part("links", links(root), &mut unread),
-            mounts: part("mounts", mounts(root), &mut unread),
-            cgroups: part("cgroups", CgroupLayout::read(root), &mut unread).flatten(),
+            mounts: part("mounts", if_present(mounts(root)), &mut unread).flatten(),
+            cgroups: part("cgroups", if_present(CgroupLayout::read(root)), &mut unread).flatten().flatten(),
             unread,
         }
     }

@@ -4,7 +4,7 @@
 
 use std::fs;
 
-use keelson_host::{CgroupLayout, Cpu, CpuSet, HostRoot, Inspection, Topology, fixture::Spec};
+use keelson_host::{CgroupLayout, Cpu, CpuSet, HostRoot, Inspection, Topology, fixture::Spec, mounts};
 use tempfile::TempDir;
 
 fn build(spec: &str) -> (TempDir, HostRoot) {
@@ -68,4 +68,15 @@ fn a_machine_without_pci_links_or_cgroups_has_none() {
     assert_eq!(inspection.unread, []);
     assert_eq!(inspection.links, Some(Vec::new()));
     assert_eq!(inspection.pci_functions, Some(Vec::new()));
+}
+
+/// A container may have the host's `/sys` mounted and not its `/proc`.
+#[test]
+fn a_root_without_proc_has_no_mounts_to_tell() {
+    let (directory, root) = build("cores=1");
+    fs::remove_dir_all(directory.path().join("proc")).unwrap();
+    let inspection = Inspection::read(&root);
+    assert_eq!(inspection.unread, []);
+    assert_eq!((inspection.mounts, inspection.cgroups), (None, None));
+    assert!(mounts(&root).is_err(), "who decides by the mounts must not take this for none");
 }

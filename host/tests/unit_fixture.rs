@@ -21,7 +21,7 @@ fn every_shape_reads_back() {
 
 proptest! {
     // Each case writes some hundred files.
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
     fn any_spec_reads_back(spec in spec()) {
