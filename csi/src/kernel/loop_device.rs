@@ -177,20 +177,27 @@ fn keep(device: &LoopDevice) -> Result<(), LoopError> {
     sys::loop_set_status(open.as_fd(), info).map_err(|source| failed("set the flags of", &device.node, source))
 }
 
-/// Documentation/ABI/stable/sysfs-block: writing 0 to `discard_max_bytes` disables discards; `discard_max_hw_bytes`
-/// is what the device could do.
-fn set_discard(root: &HostRoot, device: &LoopDevice, discard: bool) -> Result<(), LoopError> {
-    if discard {
-        return Ok(());
-    }
-    let path = root.join(format!("sys/block/loop{}/queue/discard_max_bytes", device.number));
-    fs::write(&path, "0").map_err(|source| failed("forbid discards through", &path, source))
+/// Allows discards, or makes the device refuse them. The setting belongs to the number and outlives the file, so it is
+/// set each time, and taken back before the number goes to others.
+///
+/// Documentation/ABI/stable/sysfs-block: writing 0 to `discard_max_bytes` disables discards; `discard_max_hw_bytes` is
+/// what the device can do.
+fn set_discard(root: &HostRoot, device: &LoopDevice, allowed: bool) -> Result<(), LoopError> {
+    let queue = root.join(format!("sys/block/loop{}/queue", device.number));
+    let (setting, limit) = (queue.join("discard_max_bytes"), queue.join("discard_max_hw_bytes"));
+    let value = if allowed {
+        fs::read_to_string(&limit).map_err(|source| failed("read", &limit, source))?
+    } else {
+        "0".to_owned()
+    };
+    fs::write(&setting, value.trim()).map_err(|source| failed("set the limit of discards in", &setting, source))
 }
 
 /// Lets go of every device that is bound to `image`, and says how many of them others still have open: the kernel
 /// lets go of those at their last close.
 pub(crate) fn detach(root: &HostRoot, image: &Path) -> Result<usize, LoopError> {
     for found in find(root, image)? {
+        set_discard(root, &found, true)?;
         let device = open(&found.node, false)?;
         match sys::loop_clear(device.as_fd()) {
             Ok(()) => {}
