@@ -4,6 +4,7 @@ mod discovery;
 mod node;
 mod pattern;
 mod simulated;
+mod sys;
 mod watch;
 
 pub(crate) use discovery::{Skipped, discover, verify};

@@ -14,6 +14,8 @@ use rustix::{
 };
 use tokio::{io::unix::AsyncFd, time};
 
+use super::sys;
+
 /// How often to look anyway while every directory is watched: what inotify can't see, such as a driver bound to a PCI
 /// function, is seen then.
 const SLOW: Duration = Duration::from_secs(30);
@@ -38,7 +40,7 @@ impl Watcher {
     pub(crate) fn new() -> Self {
         let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)
             .map_err(io::Error::from)
-            .and_then(|inotify| Ok(AsyncFd::register(inotify)?))
+            .and_then(sys::readable)
             .inspect_err(|error| {
                 tracing::warn!(%error, "inotify can't be used; looking for changes every second instead");
             });
