@@ -1,7 +1,7 @@
 //! The config's `pinning` section: what the user may say, and what the plugin makes of it.
 
 use std::{
-    fs, io,
+    fmt, fs, io,
     os::unix::{ffi::OsStrExt, fs::FileTypeExt},
     path::{Path, PathBuf},
 };
@@ -36,6 +36,15 @@ pub enum Mode {
     Enforce,
     /// Decisions are recorded, logged and counted; no container is changed.
     Observe,
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.pad(match self {
+            Self::Enforce => "enforce",
+            Self::Observe => "observe",
+        })
+    }
 }
 
 impl Default for PinningSection {

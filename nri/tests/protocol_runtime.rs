@@ -466,6 +466,20 @@ async fn a_shutdown_ends_the_plugin_whatever_it_waits_for() {
 }
 
 #[tokio::test]
+async fn a_record_that_can_not_be_written_delays_no_container() {
+    let machine = Machine::new("cores=2");
+    let mut runtime = machine.runtime(Era::StateChange);
+    runtime.pods.insert("app".to_owned(), pod("app", ""));
+    let plugin = machine.plugin(Mode::Enforce, "");
+    let mut active = runtime.activate().await.unwrap();
+    fs::remove_dir_all(machine.path("state")).unwrap();
+    active.create(container("c-app", "app", 1000)).await.unwrap();
+    assert_eq!(active.runtime.cpus("c-app"), "0");
+    assert!(plugin.metrics().contains("keelson_pinning_record_failures_total 1\n"), "{}", plugin.metrics());
+    plugin.stop().await;
+}
+
+#[tokio::test]
 async fn a_state_directory_that_can_not_be_is_an_error_at_once() {
     let machine = Machine::new("cores=2");
     fs::create_dir(machine.path("state")).unwrap();

@@ -126,3 +126,57 @@ async fn write<T: AsyncWrite + Unpin>(socket: &mut T, connection: u32, message: 
     let frames = mux::frames(connection, message);
     socket.write_all(&frames).await.map_err(|source| SessionError::Socket { action: "write to", source })
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use tokio::io::duplex;
+    use tower::service_fn;
+
+    use super::*;
+
+    /// What a plugin says of a runtime that sends `bytes` and hangs up.
+    fn hears(bytes: &[u8]) -> SessionError {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            let (plugin, mut peer) = duplex(1 << 20);
+            let registration = Registration {
+                name: "test".to_owned(),
+                index: "10".to_owned(),
+                nri_version: "v0".to_owned(),
+                timeout: Duration::from_secs(3600),
+            };
+            peer.write_all(bytes).await.unwrap();
+            peer.shutdown().await.unwrap();
+            serve(plugin, &registration, service_fn(async |call: Call| Ok(call.payload))).await
+        })
+    }
+
+    #[test]
+    fn a_silent_runtime_is_left_after_the_timeout() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            let (plugin, _peer) = duplex(1 << 10);
+            let registration = Registration {
+                name: "test".to_owned(),
+                index: "10".to_owned(),
+                nri_version: "v0".to_owned(),
+                timeout: Duration::from_millis(1),
+            };
+            let end = serve(plugin, &registration, service_fn(async |call: Call| Ok(call.payload))).await;
+            assert_eq!(end.to_string(), "the runtime didn't answer the registration within 1ms");
+        });
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_runtime_sends_ends_the_session_and_nothing_else(
+            bytes in prop::collection::vec(prop_oneof![3 => 0u8..4, 1 => any::<u8>()], 0..600),
+        ) {
+            prop_assert!(matches!(
+                hears(&bytes),
+                SessionError::Closed | SessionError::Frame(_) | SessionError::Register(_)
+            ));
+        }
+    }
+}

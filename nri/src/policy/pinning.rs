@@ -322,7 +322,8 @@ impl Pinning {
     fn exclusive_for(&self, container: &Container, count: u32) -> Result<Placement, String> {
         let exclusive = self.exclusive();
         let left = self.machine.online().difference(&exclusive);
-        let mut free = left.difference(self.machine.reserved());
+        let unreserved = left.difference(self.machine.reserved());
+        let mut free = unreserved.clone();
         for placed in self.containers.values().filter(|placed| placed.placement.kind == Kind::Untouched) {
             free = free.difference(&placed.runs_on);
         }
@@ -337,10 +338,17 @@ impl Pinning {
         let memory_fits = |node| {
             container.memory_limit_bytes.is_some_and(|limit| self.bind_memory(limit, &CpuSet::from([node])).is_ok())
         };
-        let choice = self
-            .machine
-            .choose(&free, wanted, &container.device_nodes, memory_fits)
-            .ok_or_else(|| format!("it wants {count} exclusive CPUs, and {} are free ({free})", free.len()))?;
+        let choice = self.machine.choose(&free, wanted, &container.device_nodes, memory_fits).ok_or_else(|| {
+            format!(
+                "it wants {count} exclusive CPUs and {} are free: of {} online ones {} are exclusive, {} are reserved, \
+                 and {} are in cpusets of somebody else's",
+                free.len(),
+                self.machine.online().len(),
+                exclusive.intersection(self.machine.online()).len(),
+                left.len() - unreserved.len(),
+                unreserved.len() - free.len(),
+            )
+        })?;
         let (mems, about_memory) = self.memory_for(container, &choice);
         let mut reasons =
             vec![format!("its Pod is Guaranteed and its limit is {count} whole CPUs: {} are its own", choice.cpus)];

@@ -97,7 +97,11 @@ fn reserved_cpus_are_a_last_resort_and_never_exclusive() {
     assert_eq!(moved(&app.moves), "one to 0");
     let late = pinning.create(guaranteed("late", 1));
     assert_eq!(given(&late), "0/");
-    assert_eq!(late.placement.reasons, ["it wants 1 exclusive CPUs, and 0 are free ()"]);
+    assert_eq!(
+        late.placement.reasons,
+        ["it wants 1 exclusive CPUs and 0 are free: of 4 online ones 3 are exclusive, 1 are reserved, \
+          and 0 are in cpusets of somebody else's"]
+    );
 }
 
 #[test]

@@ -131,7 +131,7 @@ impl Events {
         if containers.is_empty() {
             return Vec::new();
         }
-        tracing::info!(mode = ?self.mode, %cpus, containers = containers.len(), "containers move to the shared CPUs");
+        tracing::info!(mode = %self.mode, %cpus, containers = containers.len(), "containers move to the shared CPUs");
         let resources = resources(&Assignment { cpus: (*cpus).clone(), mems: CpuSet::new() });
         containers.into_iter().filter_map(|container| self.update(container, resources.clone())).collect()
     }
@@ -159,7 +159,7 @@ pub(super) fn log(mode: Mode, what: &'static str, container: &policy::Container,
     let pod = format!("{}/{}", container.pod.namespace, container.pod.name);
     let reason = placement.reasons.join("; ");
     tracing::info!(
-        ?mode,
+        %mode,
         pod,
         container = container.name,
         id = container.id,
@@ -169,4 +169,104 @@ pub(super) fn log(mode: Mode, what: &'static str, container: &policy::Container,
         reason,
         "{what}"
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use keelson_proto::nri::v1alpha1::{
+        LinuxContainer, LinuxDevice, LinuxMemory, LinuxPodSandbox, OptionalInt, OptionalInt64, OptionalUInt64,
+    };
+
+    use super::*;
+
+    struct NodeIsMinor;
+
+    impl DeviceLocality for NodeIsMinor {
+        fn numa_node(&self, kind: DeviceKind, major: u32, minor: u32) -> Option<u32> {
+            match (kind, major) {
+                (DeviceKind::Char, 240) => Some(minor),
+                (DeviceKind::Block, 259) => Some(10 + minor),
+                _ => None,
+            }
+        }
+    }
+
+    fn described(cpu: LinuxCpu) -> Container {
+        let resources = LinuxResources { cpu: Some(cpu), ..LinuxResources::default() };
+        let linux = LinuxContainer { resources: Some(resources), ..LinuxContainer::default() };
+        Container { id: "c1".to_owned(), linux: Some(linux), ..Container::default() }
+    }
+
+    fn device(kind: &str, major: i64, minor: i64) -> LinuxDevice {
+        LinuxDevice { r#type: kind.to_owned(), major, minor, ..LinuxDevice::default() }
+    }
+
+    #[test]
+    fn a_bare_container_has_no_claims() {
+        let bare = Container { id: "c1".to_owned(), pod_sandbox_id: "p1".to_owned(), ..Container::default() };
+        let container = container(&PodSandbox::default(), &bare).unwrap();
+        assert_eq!(container.pod.sandbox, "p1");
+        assert_eq!((container.whole_cpus, container.memory_limit_bytes), (None, None));
+        assert!(container.cpus.is_empty() && container.mems.is_empty());
+    }
+
+    #[test]
+    fn the_class_comes_from_the_pods_cgroup_else_from_the_containers() {
+        let pod = |parent: &str| PodSandbox {
+            linux: Some(LinuxPodSandbox { cgroup_parent: parent.to_owned(), ..LinuxPodSandbox::default() }),
+            ..PodSandbox::default()
+        };
+        let mut described = described(LinuxCpu::default());
+        let linux = described.linux.as_mut().unwrap();
+        linux.cgroups_path = "/kubepods/besteffort/pod1/c1".to_owned();
+        linux.oom_score_adj = Some(OptionalInt { value: -997 });
+        assert_eq!(container(&pod("/kubepods/burstable/pod1"), &described).unwrap().qos, Qos::Burstable);
+        assert_eq!(container(&pod(""), &described).unwrap().qos, Qos::BestEffort);
+    }
+
+    #[test]
+    fn limits_that_are_none_are_none() {
+        let mut described = described(LinuxCpu { quota: Some(OptionalInt64 { value: -1 }), ..LinuxCpu::default() });
+        let resources = described.linux.as_mut().unwrap().resources.as_mut().unwrap();
+        for limit in [0, -1, i64::MIN] {
+            resources.memory =
+                Some(LinuxMemory { limit: Some(OptionalInt64 { value: limit }), ..LinuxMemory::default() });
+        }
+        let container = container(&PodSandbox::default(), &described).unwrap();
+        assert_eq!((container.whole_cpus, container.memory_limit_bytes), (None, None));
+    }
+
+    #[test]
+    fn devices_are_looked_up_by_kind_and_number() {
+        let mut described = described(LinuxCpu::default());
+        let devices = &mut described.linux.as_mut().unwrap().devices;
+        devices.extend([device("c", 240, 1), device("u", 240, 2), device("b", 259, 3), device("p", 240, 4)]);
+        devices.extend([device("c", 1, 5), device("c", -1, 6), device("c", 240, i64::MAX)]);
+        assert_eq!(device_nodes(&described, &NodeIsMinor), BTreeSet::from([1, 2, 13]));
+        // A privileged container has every device of the host, which tells nothing.
+        described.linux.as_mut().unwrap().devices.resize(65, device("c", 240, 1));
+        assert_eq!(device_nodes(&described, &NodeIsMinor), BTreeSet::new());
+    }
+
+    #[test]
+    fn an_update_changes_what_it_names() {
+        let mut described = described(LinuxCpu {
+            shares: Some(OptionalUInt64 { value: 1024 }),
+            quota: Some(OptionalInt64 { value: 100_000 }),
+            cpus: "0".to_owned(),
+            ..LinuxCpu::default()
+        });
+        let cpu = LinuxCpu { quota: Some(OptionalInt64 { value: 200_000 }), ..LinuxCpu::default() };
+        apply(&mut described, LinuxResources { cpu: Some(cpu), ..LinuxResources::default() });
+        let cpu = described.linux.unwrap().resources.unwrap().cpu.unwrap();
+        assert_eq!((cpu.shares.unwrap().value, cpu.quota.unwrap().value, cpu.cpus.as_str()), (1024, 200_000, "0"));
+    }
+
+    #[test]
+    fn what_assigns_nothing_is_nothing() {
+        assert_eq!(resources(&Assignment::default()), None);
+        let assigned = resources(&Assignment { cpus: CpuSet::from([2, 3]), mems: CpuSet::new() }).unwrap();
+        let cpu = assigned.cpu.unwrap();
+        assert_eq!((cpu.cpus.as_str(), cpu.mems.as_str()), ("2-3", ""));
+    }
 }
