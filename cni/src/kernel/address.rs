@@ -4,11 +4,11 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use netlink_packet_route::{
-    AddressFamily, RouteNetlinkMessage,
+    AddressFamily,
     address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage},
 };
 
-use super::{KernelError, RouteSocket};
+use super::{KernelError, RouteSocket, message::RouteNetlinkMessage};
 
 /// The message body that names `address` on link `index`.
 ///

@@ -4,15 +4,13 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
-use netlink_packet_route::{
-    RouteNetlinkMessage,
-    link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
-};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use nix::errno::Errno;
 
 use super::{
     KernelError, RouteSocket, address,
     link::{self, Link},
+    message::RouteNetlinkMessage,
     sysctl, veth,
 };
 use crate::config::mac::Mac;

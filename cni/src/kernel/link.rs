@@ -1,12 +1,9 @@
 //! Finding and removing links.
 
-use netlink_packet_route::{
-    RouteNetlinkMessage,
-    link::{InfoKind, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage},
-};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage};
 use nix::errno::Errno;
 
-use super::{KernelError, RouteSocket};
+use super::{KernelError, RouteSocket, message::RouteNetlinkMessage};
 
 /// What is compared of a link.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -4,6 +4,7 @@ pub(crate) mod address;
 pub(crate) mod bridge;
 pub(crate) mod link;
 pub(crate) mod masquerade;
+mod message;
 mod netlink;
 pub(crate) mod netns;
 mod nftables;

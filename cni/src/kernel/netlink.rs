@@ -7,11 +7,12 @@ use netlink_packet_core::{
     NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
 };
 use netlink_packet_netfilter::NetfilterMessage;
-use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{
     Socket, SocketAddr,
     protocols::{NETLINK_NETFILTER, NETLINK_ROUTE},
 };
+
+use super::message::RouteNetlinkMessage;
 
 /// What the kernel may send in one datagram: it sizes dumps to the reader's buffer, up to 32 KiB (`netlink_dump`).
 const DATAGRAM: usize = 32 * 1024;

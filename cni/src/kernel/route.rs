@@ -3,14 +3,11 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use netlink_packet_route::{
-    RouteNetlinkMessage,
-    route::{
-        RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
-    },
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
 };
 
-use super::{KernelError, RouteSocket, address::family};
+use super::{KernelError, RouteSocket, address::family, message::RouteNetlinkMessage};
 use crate::config::network::Route;
 
 /// The routing protocol number of the routes that Keelson adds (rtnetlink(7), `rtm_protocol`: above 4 it's the

@@ -3,15 +3,12 @@
 use std::os::fd::AsRawFd;
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
-use netlink_packet_route::{
-    RouteNetlinkMessage,
-    link::{
-        InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo,
-        LinkMessage,
-    },
+use netlink_packet_route::link::{
+    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo,
+    LinkMessage,
 };
 
-use super::{KernelError, RouteSocket, netns::Namespace};
+use super::{KernelError, RouteSocket, message::RouteNetlinkMessage, netns::Namespace};
 use crate::config::mac::Mac;
 
 /// The longest alias of a link: `IFALIASZ` is 256 with the terminating NUL (linux/if.h). A Pod's namespace and name may
