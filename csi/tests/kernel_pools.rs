@@ -4,7 +4,7 @@
 
 mod common;
 
-use std::{collections::BTreeMap, fs, time::Duration};
+use std::{collections::BTreeMap, fs, os::unix::fs::MetadataExt, process::Command, time::Duration};
 
 use common::{MIB, NODE, Place, Running, block, expect_code, mounted, names, publication, request};
 use keelson_proto::csi::v1::{
@@ -75,6 +75,34 @@ async fn the_largest_volume_that_is_announced_can_be_made_and_filled() {
     driver.unpublish(&id, &target).await.unwrap();
     driver.unstage(&id, &staging).await.unwrap();
     driver.delete(&id).await.unwrap();
+    place.expect_clean();
+    driver.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn thick_takes_its_space_at_once_and_what_is_discarded_stays_promised() {
+    needs_a_kernel!();
+    let place = Place::new();
+    place.mount_tmpfs("pool", "size=256m");
+    let mut driver = Running::start(&place, &place.section("image")).await;
+    let staging = place.text("staging");
+    for (provisioning, takes) in [("thin", false), ("thick", true)] {
+        let mut wish = request(provisioning, 64 * MIB, mounted());
+        wish.parameters.insert("provisioning".to_owned(), provisioning.to_owned());
+        let id = driver.create(wish).await.unwrap().volume_id;
+        let image = place.path("pool/volumes").join(&id).join("image");
+        let allocated = || fs::metadata(&image).unwrap().blocks() * 512;
+        assert_eq!(allocated() >= 64 << 20, takes, "{provisioning} has {} bytes", allocated());
+        driver.stage(&id, &staging, mounted()).await.unwrap();
+        let before = capacity(&mut driver).await.unwrap().available_capacity;
+        // Discards all that is free inside; the pool's filesystem gets it back.
+        let trimmed = Command::new("fstrim").arg(&staging).output().unwrap();
+        assert!(trimmed.status.success(), "{trimmed:?}");
+        assert!(allocated() < 32 << 20, "{provisioning} has {} bytes", allocated());
+        assert_eq!(capacity(&mut driver).await.unwrap().available_capacity, before);
+        driver.unstage(&id, &staging).await.unwrap();
+        driver.delete(&id).await.unwrap();
+    }
     place.expect_clean();
     driver.stop().await;
 }
@@ -403,7 +431,7 @@ async fn after_a_reboot_publishing_stages_anew() {
     place.unmount("staging");
     for number in place.loops() {
         let node = format!("/dev/loop{number}");
-        assert!(std::process::Command::new("losetup").args(["-d", &node]).status().unwrap().success());
+        assert!(Command::new("losetup").args(["-d", &node]).status().unwrap().success());
     }
     let mut driver = Running::start(&place, &place.section("image")).await;
     driver.publish(publication(&id, &staging, &target, mounted())).await.unwrap();

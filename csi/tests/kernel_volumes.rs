@@ -302,31 +302,6 @@ async fn a_formatted_volume_is_never_formatted_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn thick_takes_its_space_at_once_and_keeps_it() {
-    needs_a_kernel!();
-    let place = Place::new();
-    let mut driver = Running::start(&place, &place.section("image")).await;
-    let staging = place.text("staging");
-    for (provisioning, keeps) in [("thin", false), ("thick", true)] {
-        let mut wish = request(provisioning, 64 * MIB, mounted());
-        wish.parameters.insert("provisioning".to_owned(), provisioning.to_owned());
-        let id = driver.create(wish).await.unwrap().volume_id;
-        let image = place.path("pool/volumes").join(&id).join("image");
-        let allocated = || fs::metadata(&image).unwrap().blocks() * 512;
-        assert_eq!(allocated() >= BYTES, keeps, "{provisioning} has {} bytes", allocated());
-        driver.stage(&id, &staging, mounted()).await.unwrap();
-        // Discard everything that is free inside.
-        let trimmed = std::process::Command::new("fstrim").arg(&staging).output().unwrap();
-        assert_eq!(trimmed.status.success(), !keeps, "{provisioning}: {trimmed:?}");
-        driver.unstage(&id, &staging).await.unwrap();
-        assert_eq!(allocated() >= BYTES, keeps, "{provisioning} has {} bytes", allocated());
-        driver.delete(&id).await.unwrap();
-    }
-    place.expect_clean();
-    driver.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn loop_devices_of_others_are_left_alone() {
     needs_a_kernel!();
     let place = Place::new();

@@ -110,18 +110,11 @@ fn is_named_like(backing: &Path, image: &Path) -> bool {
 
 /// Binds a loop device to `image`, or finds the one that is bound already.
 ///
-/// `label` shows in `losetup`. `discard` is whether discards from above give space back to the pool. The device
-/// stays until [`detach`]: with AUTOCLEAR it would lose its file at the last close, even while its node is published.
-pub(crate) fn attach(
-    root: &HostRoot,
-    image: &Path,
-    label: &str,
-    read_only: bool,
-    discard: bool,
-) -> Result<LoopDevice, LoopError> {
+/// `label` shows in `losetup`. The device stays until [`detach`]: with AUTOCLEAR it would lose its file at the last
+/// close, even while its node is published.
+pub(crate) fn attach(root: &HostRoot, image: &Path, label: &str, read_only: bool) -> Result<LoopDevice, LoopError> {
     if let Some(device) = find(root, image)?.into_iter().find(|device| device.read_only == read_only) {
         keep(&device)?;
-        set_discard(root, &device, discard)?;
         return Ok(device);
     }
     let file = OpenOptions::new()
@@ -143,7 +136,6 @@ pub(crate) fn attach(
                     .map_err(|source| failed("ask for the file behind", &node, source))?;
                 let direct_io = info.flags & sys::LOOP_DIRECT_IO != 0;
                 let device = LoopDevice { node, number, read_only, direct_io };
-                set_discard(root, &device, discard)?;
                 return Ok(device);
             }
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
@@ -177,27 +169,10 @@ fn keep(device: &LoopDevice) -> Result<(), LoopError> {
     sys::loop_set_status(open.as_fd(), info).map_err(|source| failed("set the flags of", &device.node, source))
 }
 
-/// Allows discards, or makes the device refuse them. The setting belongs to the number and outlives the file, so it is
-/// set each time, and taken back before the number goes to others.
-///
-/// Documentation/ABI/stable/sysfs-block: writing 0 to `discard_max_bytes` disables discards; `discard_max_hw_bytes` is
-/// what the device can do.
-fn set_discard(root: &HostRoot, device: &LoopDevice, allowed: bool) -> Result<(), LoopError> {
-    let queue = root.join(format!("sys/block/loop{}/queue", device.number));
-    let (setting, limit) = (queue.join("discard_max_bytes"), queue.join("discard_max_hw_bytes"));
-    let value = if allowed {
-        fs::read_to_string(&limit).map_err(|source| failed("read", &limit, source))?
-    } else {
-        "0".to_owned()
-    };
-    fs::write(&setting, value.trim()).map_err(|source| failed("set the limit of discards in", &setting, source))
-}
-
 /// Lets go of every device that is bound to `image`, and says how many of them others still have open: the kernel
 /// lets go of those at their last close.
 pub(crate) fn detach(root: &HostRoot, image: &Path) -> Result<usize, LoopError> {
     for found in find(root, image)? {
-        set_discard(root, &found, true)?;
         let device = open(&found.node, false)?;
         match sys::loop_clear(device.as_fd()) {
             Ok(()) => {}

@@ -13,7 +13,7 @@ use crate::{
         Access, Capability, Content, ContentKind, OutOfRange, Parameters, Provisioning, Rejected, SizeRange,
         TOPOLOGY_KEY, VolumeId, admits, check_map, content_for, names, segments,
     },
-    store::{Lacking, Pool, StoreError, Unavailable, VolumeRecord, create_image, data, image},
+    store::{Lacking, Pool, StoreError, Unavailable, VolumeRecord, create_image, data, fill_holes, image},
 };
 
 /// Why no volume was created.
@@ -218,7 +218,7 @@ fn build(
         }
         ContentKind::Block | ContentKind::Ext4 => {
             let path = image(draft.folder());
-            let file = create_image(&path, bytes, provisioning)?;
+            let file = create_image(&path, bytes)?;
             let content = if content == ContentKind::Ext4 {
                 let uuid = Uuid::new_v4();
                 format(state, &path, uuid, guard)?;
@@ -229,6 +229,10 @@ fn build(
             } else {
                 Content::Block
             };
+            // Only now: mkfs makes holes where it wants zeros.
+            if provisioning == Provisioning::Thick {
+                fill_holes(&file, &path, bytes)?;
+            }
             file.sync_all().map_err(StoreError::io("sync", &path))?;
             content
         }
@@ -247,7 +251,7 @@ fn format(
     guard: &std::sync::Arc<Guard>,
 ) -> Result<(), HelperError> {
     let uuid = uuid.to_string();
-    // nodiscard: a thick image keeps its blocks. -m 0: no part of a volume is kept for root.
+    // nodiscard: a new image has nothing to discard. -m 0: no part of a volume is kept for root.
     let options = ["-q", "-F", "-b", "4096", "-m", "0", "-E", "nodiscard", "-U", &uuid];
     let arguments = options.into_iter().map(std::ffi::OsStr::new).chain([image.as_os_str()]);
     state.settings.helper.run_program("mkfs.ext4", arguments, guard)

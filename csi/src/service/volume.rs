@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::{Guard, Pending, State};
 use crate::{
     kernel::{BindSource, KernelError, Presence, Request, filesystem, loop_device, path},
-    policy::{Access, Capability, Content, MountOptions, Provisioning, TargetPath},
+    policy::{Access, Capability, Content, MountOptions, TargetPath},
     store::{Attachment, LookupError, RecordError, VolumeRecord, data, image},
 };
 
@@ -144,9 +144,8 @@ impl<'a> Volume<'a> {
     /// Binds a loop device of the right size to the image, and gives its node.
     fn attach(&self, read_only: bool) -> Result<PathBuf, VolumeError> {
         let (root, path) = (&self.state.settings.root, image(&self.folder));
-        let discard = self.record.provisioning == Provisioning::Thin;
         let label = self.record.id.as_str();
-        let device = loop_device::attach(root, &path, label, read_only, discard).map_err(KernelError::from)?;
+        let device = loop_device::attach(root, &path, label, read_only).map_err(KernelError::from)?;
         let found = device.bytes().map_err(KernelError::from)?;
         if found != self.record.bytes {
             return Err(VolumeError::WrongSize { id: self.id(), wanted: self.record.bytes, found });

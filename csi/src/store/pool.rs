@@ -25,7 +25,7 @@ use super::{
 use crate::{
     config::{PoolKind, PoolSettings},
     kernel::filesystem,
-    policy::{Content, Provisioning, VolumeId, charge},
+    policy::{Content, VolumeId, charge},
 };
 
 /// One pool of the config, whether its disk is there or not.
@@ -403,13 +403,15 @@ fn remove_tree(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Takes the space of a new image, or leaves a hole of its size.
-pub(crate) fn create_image(path: &Path, bytes: u64, provisioning: Provisioning) -> Result<File, StoreError> {
+/// Makes an image that is one hole.
+pub(crate) fn create_image(path: &Path, bytes: u64) -> Result<File, StoreError> {
     let file = File::create_new(path).map_err(StoreError::io("create", path))?;
     file.set_len(bytes).map_err(StoreError::io("set the size of", path))?;
-    if provisioning == Provisioning::Thick {
-        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes)
-            .map_err(|error| StoreError::io("allocate the space of", path)(error.into()))?;
-    }
     Ok(file)
+}
+
+/// Takes the space of an image's holes.
+pub(crate) fn fill_holes(image: &File, path: &Path, bytes: u64) -> Result<(), StoreError> {
+    rustix::fs::fallocate(image, rustix::fs::FallocateFlags::empty(), 0, bytes)
+        .map_err(|error| StoreError::io("allocate the space of", path)(error.into()))
 }
