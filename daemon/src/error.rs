@@ -1,6 +1,11 @@
 //! What ends a command, and the one place that chooses the exit code.
 
-use std::{io, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
 use keelson_host::{Problems, Unread};
 
@@ -18,7 +23,7 @@ pub enum Failure {
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// A plugin's section can't be used.
-    #[error("{}: {problems}", path.display())]
+    #[error("{}", by_line(path, problems))]
     Section {
         /// The config file.
         path: PathBuf,
@@ -104,6 +109,11 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+/// Each problem on a line of its own, after the file's name.
+pub(crate) fn by_line(path: &Path, problems: &Problems) -> String {
+    problems.0.iter().map(|problem| format!("{}: {problem}", path.display())).collect::<Vec<_>>().join("\n")
 }
 
 fn names(plugins: &[PluginKind]) -> String {

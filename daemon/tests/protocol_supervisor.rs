@@ -470,6 +470,18 @@ fn a_plugin_that_cannot_start_is_tried_again_and_told() {
 }
 
 #[test]
+fn clients_that_hold_connections_keep_nobody_out() {
+    let fixture = Fixture::new();
+    let mut keelson = fixture.start(&["run", "--only", "network"], &fixture.config(&[]));
+    let address = keelson.address("network");
+    let idle: Vec<TcpStream> = (0..100).map(|_| TcpStream::connect(&address).unwrap()).collect();
+    // The answer comes once earlier ones have been closed.
+    assert_eq!(get(&address, "/healthz").0, 200);
+    drop(idle);
+    assert!(keelson.terminate().success());
+}
+
+#[test]
 fn a_port_in_use_is_told_before_anything_starts() {
     let fixture = Fixture::new();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();

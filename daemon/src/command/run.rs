@@ -7,7 +7,7 @@ use keelson_host::HostRoot;
 
 use super::ConfigArguments;
 use crate::{
-    config::NodeConfig,
+    config::{ConfigError, NodeConfig},
     error::{Failure, chain},
     observability::init_log,
     plugins::{self, PluginKind},
@@ -93,7 +93,9 @@ fn load(arguments: &RunArguments) -> Result<NodeConfig, Failure> {
 /// What is wrong with the config, one problem a line, if that is what failed.
 fn problems(failure: &Failure) -> Option<String> {
     match failure {
-        Failure::Section { problems, .. } => Some(problems.to_string()),
+        Failure::Section { problems, .. } | Failure::Config(ConfigError::Invalid { problems, .. }) => {
+            Some(problems.to_string())
+        }
         Failure::Config(error) => Some(chain(error)),
         _ => None,
     }

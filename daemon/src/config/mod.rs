@@ -21,7 +21,7 @@ use keelson_host::{HostRoot, Node, Problem, Problems};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::plugins::PluginKind;
+use crate::{error::by_line, plugins::PluginKind};
 use document::Document;
 
 pub use document::{API_VERSION, KIND, schema};
@@ -52,7 +52,7 @@ pub enum ConfigError {
         message: String,
     },
     /// What all plugins share is wrong.
-    #[error("{}: {problems}", path.display())]
+    #[error("{}", by_line(path, problems))]
     Invalid {
         /// The file.
         path: PathBuf,

@@ -43,7 +43,10 @@ fn parse_in(text: &str, environment: Environment) -> Result<NodeConfig, ConfigEr
 /// The message that stops everything.
 #[track_caller]
 fn refused(text: &str, expected: &str) {
-    assert_eq!(parse(text).unwrap_err().to_string(), format!("config.yaml: {expected}"));
+    assert_eq!(
+        parse(text).unwrap_err().to_string(),
+        format!("config.yaml: {}", expected.replace('\n', "\nconfig.yaml: "))
+    );
 }
 
 /// The message that stops one plugin.

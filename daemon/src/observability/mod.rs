@@ -1,5 +1,6 @@
 //! Logs, health and metrics, the same for the supervisor and every plugin's process.
 
+mod connection;
 mod log;
 mod server;
 

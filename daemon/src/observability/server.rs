@@ -11,6 +11,7 @@ use axum::{
 use prometheus_client::{encoding::text, registry::Registry};
 use tokio::net::TcpListener;
 
+use super::connection::BoundedListener;
 use crate::plugins::PluginKind;
 
 /// Whether each plugin is ready, and if not, why.
@@ -55,7 +56,7 @@ impl Listener {
             .route("/metrics", get(async move || metrics(&registry)));
         tokio::spawn(async move {
             // axum's serve() keeps on through failed accepts and so has no error to give.
-            axum::serve(self.0, router).await
+            axum::serve(BoundedListener::new(self.0), router).await
         });
     }
 }

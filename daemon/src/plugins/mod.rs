@@ -30,12 +30,12 @@ pub(crate) type Ready = watch::Sender<Result<(), String>>;
 /// A plugin as the daemon sees it.
 ///
 /// NOTE: an implementation only hands over to its crate; what is worth testing belongs there.
-trait Plugin: Sized {
+trait Plugin: Sized + Send + 'static {
     const KIND: PluginKind;
     /// What the user may say.
     type Section: DeserializeOwned + Serialize;
     /// What the section means on this node.
-    type Settings;
+    type Settings: Send + 'static;
 
     /// Judges the section against the node; reads the host and changes nothing.
     fn validate(section: &Self::Section, node: &Node) -> Result<Self::Settings, Problems>;

@@ -62,8 +62,16 @@ async fn serve<P: Plugin>(
         link.watch(shutdown.clone(), STOP_GRACE).map_err(system("watch the supervisor"))?;
     }
     let listener = observability::bind(P::KIND.name(), config.plugin_address(P::KIND)).await?;
-    let mut registry = observability::registry();
-    let plugin = P::new(settings, config.node(), &mut registry).map_err(failed)?;
+    let node = config.node().clone();
+    // Opening a pool can block for ever, and a stop must be heard all the same.
+    let start = tokio::task::spawn_blocking(move || {
+        let mut registry = observability::registry();
+        P::new(settings, &node, &mut registry).map(|plugin| (plugin, registry))
+    });
+    let (plugin, registry) = tokio::select! {
+        started = start => started.map_err(|error| failed(error.into()))?.map_err(failed)?,
+        () = shutdown.cancelled() => return Ok(()),
+    };
     let (ready, readiness) = watch::channel(Err("starting".to_owned()));
     if let Some(link) = link {
         link.forward(readiness.clone()).map_err(system("report to the supervisor"))?;
