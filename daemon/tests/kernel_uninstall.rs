@@ -2,9 +2,20 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
-use std::{fs, process::Output};
+use std::{
+    fs,
+    process::{Output, Stdio},
+    time::Duration,
+};
 
-use keelson_testkit::{Netns, is_root, skip_unless};
+use keelson_testkit::{Netns, is_root, skip_unless, wait_until};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+/// A net for a hung test.
+const LIMIT: Duration = Duration::from_secs(60);
 
 #[test]
 fn what_keelson_put_on_the_node_is_taken_away_and_volumes_stay() {
@@ -25,17 +36,37 @@ fn what_keelson_put_on_the_node_is_taken_away_and_volumes_stay() {
             "apiVersion: keelson.dev/v1alpha1\n\
              kind: NodeConfig\n\
              nodeName: node-a\n\
+             observability: {{address: \"127.0.0.1:0\"}}\n\
              stateDir: {here}/state\n\
              network: {{name: test, bridge: kl-uninstall, confDir: {here}/conf, binDir: {here}/bin}}\n\
              storage:\n\
              \x20 endpoint: unix://{here}/csi.sock\n\
              \x20 pools: [{{name: a, path: {here}/pool, kind: directory, allowSharedFilesystem: true}}]\n\
-             devices: {{kubeletDir: {here}, cdiDir: {here}/cdi}}\n\
+             devices:\n\
+             \x20 kubeletDir: {here}\n\
+             \x20 cdiDir: {here}/cdi\n\
+             \x20 resources: [{{name: example.com/fpga, simulated: {{count: 2}}}}]\n\
              pinning: {{}}\n"
         ),
     )
     .unwrap();
     let namespace = Netns::new().unwrap();
+    let entries = |folder: &str| fs::read_dir(root.join(folder)).map_or(0, Iterator::count);
+    let mut devices = namespace
+        .command(env!("CARGO_BIN_EXE_keelson"))
+        .args(["run", "--only", "devices", "--config"])
+        .arg(&config)
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let made = std::panic::catch_unwind(|| {
+        wait_until("the devices and their CDI file", LIMIT, || {
+            (entries("cdi") == 1 && entries("state/devices") > 0).then_some(())
+        });
+    });
+    kill(Pid::from_raw(i32::try_from(devices.id()).unwrap()), Signal::SIGTERM).unwrap();
+    assert!(devices.wait().unwrap().success());
+    made.unwrap();
     let uninstall = || -> Output {
         namespace.command(env!("CARGO_BIN_EXE_keelson")).args(["uninstall", "--config"]).arg(&config).output().unwrap()
     };
@@ -47,6 +78,8 @@ fn what_keelson_put_on_the_node_is_taken_away_and_volumes_stay() {
         assert!(told.contains("network: removed the network config"), "{told}");
         assert!(told.contains("storage: volumes and pools are left in place"), "{told}");
         assert!(!conflist.exists());
+        assert_eq!(entries("cdi"), 0, "CDI files are left");
+        assert!(!root.join("state/devices").exists(), "simulated devices are left");
     }
     assert!(root.join("conf/20-other.conflist").exists());
     assert!(root.join("pool/volume").exists());
