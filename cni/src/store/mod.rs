@@ -123,10 +123,10 @@ impl Store {
         AttachmentLock::acquire(&path, attachment_number(key)).map(Some).map_err(failed("lock", &path))
     }
 
-    /// Waits until no other process chooses addresses or makes the bridge.
+    /// Waits until no other process chooses or returns addresses.
     pub(crate) fn lock_network(&self) -> Result<NetworkLock, StoreError> {
         let path = self.network_dir.join("lock");
-        NetworkLock::acquire(path.clone()).map_err(failed("lock", &path))
+        NetworkLock::acquire(&path).map_err(failed("lock", &path))
     }
 
     /// The attachment's record, if there is one.
@@ -178,11 +178,15 @@ impl Store {
         }
         self.write(record)?;
         // From here on the addresses are taken; a cursor that stays behind is caught up by skipping them.
-        for (index, before, allocator) in moved {
-            for number in before.head..allocator.cursor.head {
-                self.drop_released(index, number)?;
+        for (index, before, allocator) in &moved {
+            let advanced = (before.head..allocator.cursor.head)
+                .try_for_each(|number| self.drop_released(*index, number))
+                .and_then(|()| self.write_allocator(*index, allocator));
+            if let Err(error) = advanced {
+                // Without the record the addresses are free again. If it can't be removed either, DEL finds it.
+                let _ = fs::remove_file(self.record_path(&record.key));
+                return Err(error);
             }
-            self.write_allocator(index, &allocator)?;
         }
         Ok(())
     }
