@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context, Result, anyhow, ensure};
 use keelson_testkit::Tool;
 use nix::{
+    errno::Errno,
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
 };
@@ -76,6 +77,11 @@ impl Containerd {
         Ok(())
     }
 
+    /// Waits for something of containerd's doing.
+    pub(crate) async fn wait_for<T>(&mut self, what: &str, condition: impl AsyncFnMut() -> Option<T>) -> Result<T> {
+        self.daemon.wait_for(what, condition).await
+    }
+
     /// Stops containerd; containers run on, as in production.
     pub(crate) fn stop(self) -> Result<()> {
         let status = self.daemon.stop()?;
@@ -129,7 +135,8 @@ fn start_in_mount_namespace(layout: &Layout, command: Command) -> Result<Daemon>
         let mounts = keelson_host::mounts(&keelson_host::HostRoot::system())?;
         for point in mounts.iter().map(|mount| &mount.point).filter(|point| !point.starts_with(layout.root())) {
             mount(no_data, point, no_data, MsFlags::MS_SLAVE, no_data)
-                .or_else(|error| if point.exists() { Err(error) } else { Ok(()) })
+                // Unmounted on the host meanwhile, and so here.
+                .or_else(|error| if matches!(error, Errno::EINVAL | Errno::ENOENT) { Ok(()) } else { Err(error) })
                 .with_context(|| format!("failed to keep mounts below {} from the host", point.display()))?;
         }
         for (path, own) in FIXED_PATHS {

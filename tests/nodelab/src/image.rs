@@ -1,9 +1,9 @@
 //! The images of the lab, made on the spot from Debian's busybox: no registry is needed.
 
 use std::{
-    fs,
+    fs::{self, Permissions},
     io::Write,
-    os::unix::fs::symlink,
+    os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -83,20 +83,48 @@ pub(crate) fn make_archive(directory: &Path) -> Result<PathBuf> {
 /// Fills `root` with busybox and its applets.
 fn make_root(root: &Path) -> Result<()> {
     let busybox = program("busybox")?;
-    let inside = root.join("bin/busybox");
-    fs::copy(&busybox, &inside).with_context(|| format!("failed to copy {}", busybox.display()))?;
-    // Run in the new root: a busybox that needs shared libraries can't start there.
-    let list =
-        Command::new("chroot").arg(root).args(["/bin/busybox", "--list"]).output().context("failed to run chroot")?;
+    let content = fs::read(&busybox).with_context(|| format!("failed to read {}", busybox.display()))?;
     ensure!(
-        list.status.success(),
-        "{} does not run without shared libraries; install Debian's package busybox-static",
+        is_static(&content) == Some(true),
+        "{} needs shared libraries, which a container with nothing else does not have; install Debian's package \
+         busybox-static",
         busybox.display()
     );
+    let inside = root.join("bin/busybox");
+    write(&inside, &content)?;
+    fs::set_permissions(&inside, Permissions::from_mode(0o755))
+        .with_context(|| format!("failed to make {} executable", inside.display()))?;
+    // The host's, not the copy: a process that another thread is about to start may hold the copy open for writing, and
+    // the kernel executes no such file.
+    let list = Command::new(&busybox).arg("--list").output().context("failed to run busybox")?;
+    ensure!(list.status.success(), "busybox --list failed: {}", String::from_utf8_lossy(&list.stderr));
     for applet in String::from_utf8_lossy(&list.stdout).lines().filter(|applet| *applet != "busybox") {
         symlink("busybox", root.join("bin").join(applet)).with_context(|| format!("failed to link {applet}"))?;
     }
     Ok(())
+}
+
+/// Whether a program of the machine's own kind asks for no dynamic loader; `None` if it is no such program.
+///
+/// elf(5): a 64-bit ELF header has the program headers' offset at 32, their size and number at 54 and 56; a header of
+/// type 3 (`PT_INTERP`) names the loader.
+fn is_static(program: &[u8]) -> Option<bool> {
+    const PT_INTERP: u32 = 3;
+    if !program.starts_with(b"\x7fELF\x02") {
+        return None;
+    }
+    let number =
+        |offset: usize| Some(usize::from(u16::from_ne_bytes(program.get(offset..offset + 2)?.try_into().ok()?)));
+    let first = usize::try_from(u64::from_ne_bytes(program.get(32..40)?.try_into().ok()?)).ok()?;
+    let (size, count) = (number(54)?, number(56)?);
+    for index in 0..count {
+        let header = first.checked_add(index * size)?;
+        let kind = u32::from_ne_bytes(program.get(header..header.checked_add(4)?)?.try_into().ok()?);
+        if kind == PT_INTERP {
+            return Some(false);
+        }
+    }
+    Some(true)
 }
 
 fn add_blob(blobs: &Path, media_type: &str, content: &Value) -> Result<Value> {
@@ -146,4 +174,18 @@ fn architecture() -> Result<&'static str> {
 
 fn write(path: &Path, content: &[u8]) -> Result<()> {
     fs::write(path, content).with_context(|| format!("failed to write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_with_a_loader_is_not_static() {
+        // The test itself is linked to the C library.
+        let own = fs::read(std::env::current_exe().unwrap()).unwrap();
+        assert_eq!(is_static(&own), Some(false));
+        assert_eq!(is_static(b"#!/bin/sh\n"), None);
+        assert_eq!(is_static(b"\x7fELF\x02"), None);
+    }
 }

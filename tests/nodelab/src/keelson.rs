@@ -65,6 +65,11 @@ impl Keelson {
         self.address
     }
 
+    /// The supervisor's process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.daemon.pid()
+    }
+
     /// The process of one plugin: `network`, `storage`, `devices` or `pinning`.
     pub(crate) fn plugin_pid(&self, plugin: &str) -> Result<Option<u32>> {
         child_with_arguments(self.daemon.pid(), &["--only", plugin])

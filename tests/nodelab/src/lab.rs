@@ -326,6 +326,21 @@ impl Lab {
         Ok(pids)
     }
 
+    /// The processes of `keelson run`: the supervisor's and each plugin's, with what they are called.
+    ///
+    /// # Errors
+    ///
+    /// When a plugin has no process.
+    pub fn processes(&self) -> Result<Vec<(&'static str, u32)>> {
+        let keelson = self.keelson.as_ref().context("keelson run was stopped")?;
+        let mut processes = vec![("supervisor", keelson.pid())];
+        for plugin in ["network", "storage", "devices", "pinning"] {
+            let pid = keelson.plugin_pid(plugin)?.with_context(|| format!("keelson runs no {plugin} process"))?;
+            processes.push((plugin, pid));
+        }
+        Ok(processes)
+    }
+
     /// Where a cgroup of the lab exists.
     pub(crate) fn cgroup_directories(&self, cgroup: &str) -> Vec<PathBuf> {
         self.cgroups.directories(cgroup)

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
 };
@@ -38,8 +38,15 @@ pub(crate) fn sweep(layout: &Layout) -> Result<()> {
     };
     attempt("processes", kill_processes(layout));
     attempt("network", remove_network(layout));
-    attempt("mounts", unmount(layout.root()));
-    attempt("loop devices", detach_loops(layout.root()));
+    // Before the mounts: once those are detached, no path tells whose a loop device is.
+    match loops_below(layout.root()) {
+        Ok(loops) => {
+            attempt("loop devices", detach_loops(&loops));
+            attempt("mounts", unmount(layout.root()));
+            attempt("loop devices", wait_until_free(&loops));
+        }
+        Err(error) => attempt("loop devices", Err(error)),
+    }
     attempt("cgroups", Cgroups::find().and_then(|cgroups| cgroups.remove(&layout.cgroup())));
     if !failures.is_empty() {
         bail!("failed to remove all of {}: {}", layout.mark(), failures.join("; "));
@@ -82,27 +89,48 @@ fn unmount(directory: &Path) -> Result<()> {
     }
 }
 
-/// The loop devices whose files lie below `directory`.
-pub(crate) fn loops_below(directory: &Path) -> Result<Vec<String>> {
+/// The loop devices whose files lie below `directory`, with the files' paths below it.
+pub(crate) fn loops_below(directory: &Path) -> Result<Vec<(String, PathBuf)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/sys/block").context("failed to list /sys/block")? {
-        let entry = entry?;
-        // Sample: "/var/lib/pool/volume.img (deleted)"; there is no such file for a free loop device.
-        if let Ok(file) = fs::read_to_string(entry.path().join("loop/backing_file"))
-            && Path::new(file.trim_end()).starts_with(directory)
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if let Some(file) = backing_file(&name)
+            && let Ok(below) = file.strip_prefix(directory)
         {
-            found.push(entry.file_name().to_string_lossy().into_owned());
+            found.push((name, below.to_owned()));
         }
     }
     Ok(found)
 }
 
-fn detach_loops(directory: &Path) -> Result<()> {
-    for name in loops_below(directory)? {
+/// The file that a loop device is bound to, as seen from the root of the file's mount; `None` if it is free.
+fn backing_file(name: &str) -> Option<PathBuf> {
+    // Sample: "/var/lib/pool/volume.img (deleted)".
+    let text = fs::read_to_string(format!("/sys/block/{name}/loop/backing_file")).ok()?;
+    let text = text.trim_end();
+    Some(PathBuf::from(text.strip_suffix(" (deleted)").unwrap_or(text)))
+}
+
+/// Lets go of the devices; the kernel does so for those in use at their last close.
+fn detach_loops(loops: &[(String, PathBuf)]) -> Result<()> {
+    for (name, _) in loops {
         let output = Command::new("losetup").args(["--detach", &format!("/dev/{name}")]).output();
         let output = output.context("failed to run losetup; install Debian's package mount")?;
         if !output.status.success() {
             bail!("failed to detach /dev/{name}: {}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+    }
+    Ok(())
+}
+
+/// Waits for the last close of each: filesystems that were detached go a moment later.
+fn wait_until_free(loops: &[(String, PathBuf)]) -> Result<()> {
+    let limit = Duration::from_secs(30);
+    let start = Instant::now();
+    for (name, below) in loops {
+        while backing_file(name).is_some_and(|file| file.ends_with(below)) {
+            ensure!(start.elapsed() < limit, "/dev/{name} is still bound to {}", below.display());
+            std::thread::sleep(Duration::from_millis(10));
         }
     }
     Ok(())
@@ -157,7 +185,7 @@ pub(crate) fn leftovers(layout: &Layout, range: Option<&str>) -> Result<Vec<Stri
     found.extend(
         mounts_below(root)?.into_iter().map(|mount| format!("mount {} ({})", mount.point.display(), mount.kind)),
     );
-    found.extend(loops_below(root)?.into_iter().map(|name| format!("loop device {name}")));
+    found.extend(loops_below(root)?.into_iter().map(|(name, _)| format!("loop device {name}")));
     found.extend(sockets_below(root)?.into_iter().map(|path| format!("socket {}", path.display())));
     let cgroups = Cgroups::find()?.directories(&layout.cgroup());
     found.extend(cgroups.into_iter().map(|path| format!("cgroup {}", path.display())));

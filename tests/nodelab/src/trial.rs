@@ -255,7 +255,7 @@ async fn remains(lab: &Lab, traces: &Traces) -> Result<Vec<String>> {
             .filter(|mount| mount.point != root)
             .map(|mount| format!("mount {} ({})", mount.point.display(), mount.kind)),
     );
-    found.extend(sweep::loops_below(root)?.into_iter().map(|name| format!("loop device {name}")));
+    found.extend(sweep::loops_below(root)?.into_iter().map(|(name, _)| format!("loop device {name}")));
     for id in &traces.ids {
         for cgroup in lab.cgroup_directories(&lab.layout.cgroup()) {
             if holds_name(&cgroup, id)? {
