@@ -88,6 +88,11 @@ impl Machine {
         self.memory_bytes.get(&node).copied().unwrap_or(0)
     }
 
+    /// The nodes that have memory.
+    pub(crate) fn memory_nodes(&self) -> CpuSet {
+        self.memory_bytes.keys().copied().collect()
+    }
+
     /// Chooses `count` of the `free` CPUs that belong together; `None` if there are fewer.
     ///
     /// One zone if one has enough, else the nearest ones. Among zones with enough: nearest to `device_nodes`, then one

@@ -150,18 +150,20 @@ impl Pinning {
         Outcome { placement, assignment, moves, replaced }
     }
 
-    /// Follows a change of a running container's resources: `changed` is the container as it will be.
+    /// Follows a change of a running container's resources: `changed` is the container as it will be, its cpuset the one
+    /// that the change asks for, if it does.
     ///
     /// A changed number of whole CPUs is a wish to be placed anew; a cpuset that isn't ours is somebody else's decision,
     /// which is not fought. Else nothing changes. `None` for a container that isn't known.
     pub(crate) fn change(&mut self, changed: Container) -> Option<Outcome> {
-        let placed = self.containers.get(&changed.id)?;
-        let ours = changed.cpus.is_empty() || changed.cpus == *placed.runs_on || changed.cpus == placed.container.cpus;
+        let placed = self.containers.get_mut(&changed.id)?;
+        let ours = changed.cpus.is_empty() || changed.cpus == *placed.runs_on;
         let resized = match &placed.placement.kind {
             Kind::Exclusive { .. } | Kind::Shared { .. } => changed.whole_cpus != placed.container.whole_cpus,
             Kind::Untouched => false,
         };
         if ours && !resized {
+            placed.container.memory_limit_bytes = changed.memory_limit_bytes;
             let unchanged = placed.placement.clone();
             let (assignment, moves) = (Assignment::default(), self.moves());
             return Some(Outcome { placement: unchanged, assignment, moves, replaced: Vec::new() });
@@ -171,10 +173,15 @@ impl Pinning {
             changed.cpus = CpuSet::new();
             changed.mems = CpuSet::new();
         }
+        let bound = matches!(&placed.placement.kind, Kind::Exclusive { mems, .. } if !mems.is_empty());
         self.containers.remove(&changed.id);
         let mut placement = self.decide(&changed);
         placement.reasons.push("its resources were changed while it ran".to_owned());
-        let (assignment, moves) = self.settle(changed, placement.clone());
+        let (mut assignment, moves) = self.settle(changed, placement.clone());
+        if bound && ours && assignment.mems.is_empty() {
+            // Unset means "as it is" to the runtime, so memory is only unbound by naming all nodes.
+            assignment.mems = self.machine.memory_nodes();
+        }
         Some(Outcome { placement, assignment, moves, replaced: Vec::new() })
     }
 
@@ -244,6 +251,8 @@ impl Pinning {
                 let managed = !container.cpus.is_empty();
                 return Placement { kind: Kind::Shared { managed }, ..adopted };
             }
+            // A cpuset that somebody took back leaves nothing to respect.
+            Kind::Untouched if container.cpus.is_empty() => return self.guess(container),
             Kind::Untouched => return adopted,
         };
         if recorded.enforced && container.cpus != *cpus {

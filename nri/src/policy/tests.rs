@@ -242,6 +242,9 @@ fn a_resize_places_anew_and_a_foreign_cpuset_is_not_fought() {
     let outcome = pinning.change(larger).unwrap();
     assert_eq!(given(&outcome), "0-2/0");
     assert_eq!(moved(&outcome.moves), "peer to 3-7");
+    let fractional = Container { whole_cpus: None, ..guaranteed("app", 3) };
+    assert_eq!(given(&pinning.change(fractional).unwrap()), "0-7/0");
+    pinning.change(guaranteed("app", 3)).unwrap();
     let foreign = Container { cpus: set("6"), mems: set("0"), ..guaranteed("app", 3) };
     let outcome = pinning.change(foreign).unwrap();
     assert_eq!(outcome.placement.kind, Kind::Untouched);
@@ -425,6 +428,7 @@ fn check_moves(runtime: &mut Runtime, topology: &Topology, created: Option<&str>
 }
 
 fn check_state(pinning: &Pinning, runtime: &Runtime, reserved: &CpuSet) {
+    let is_free = |mems: &CpuSet| mems.is_empty() || *mems == pinning.machine().memory_nodes();
     let mut taken = CpuSet::new();
     assert!(!pinning.shared().is_empty());
     for (container, placement) in pinning.placements() {
@@ -433,7 +437,8 @@ fn check_state(pinning: &Pinning, runtime: &Runtime, reserved: &CpuSet) {
             assert_eq!(u32::try_from(cpus.len()).ok(), container.whole_cpus);
             taken.extend(cpus);
             let actual = &runtime.running[&container.id];
-            assert_eq!((&actual.cpus, &actual.mems), (cpus, mems));
+            assert_eq!(&actual.cpus, cpus);
+            assert!(if mems.is_empty() { is_free(&actual.mems) } else { actual.mems == *mems });
         }
     }
     for (container, placement) in pinning.placements() {
@@ -443,6 +448,7 @@ fn check_state(pinning: &Pinning, runtime: &Runtime, reserved: &CpuSet) {
                 !actual.is_empty() && actual.is_disjoint(&taken),
                 "{container:?} runs on {actual}, {taken} are taken"
             );
+            assert!(is_free(&runtime.running[&container.id].mems));
         }
     }
 }
@@ -511,16 +517,12 @@ proptest! {
                 }
                 Step::Resize(which, whole_cpus) => {
                     let Some(id) = runtime.pick(which) else { continue };
-                    let changed = Container { whole_cpus, ..runtime.running[&id].clone() };
-                    let outcome = pinning.change(changed.clone()).unwrap();
-                    runtime.running.insert(id.clone(), changed);
+                    let resized = Container { whole_cpus, ..runtime.running[&id].clone() };
+                    runtime.running.insert(id.clone(), resized.clone());
+                    let outcome = pinning.change(Container { cpus: CpuSet::new(), ..resized }).unwrap();
                     check_moves(&mut runtime, &topology, None, &outcome.moves);
                     check_assignment(&topology, &outcome.assignment);
                     runtime.apply(&id, &outcome.assignment);
-                    if let Kind::Exclusive { mems, .. } = &pinning.placement(&id).unwrap().kind {
-                        // NRI can't take mems back: what isn't bound any more stays as it was.
-                        runtime.running.get_mut(&id).unwrap().mems = mems.clone();
-                    }
                 }
                 Step::Restart => {
                     let records = record_all(&pinning, true);

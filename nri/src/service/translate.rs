@@ -94,24 +94,24 @@ pub(super) fn device_nodes(container: &Container, locality: &dyn DeviceLocality)
     nodes.collect()
 }
 
-/// Makes `container` what an update will make of it. A field that the update leaves out keeps its value.
+/// Makes `container` what an update will make of it. A number that the update leaves out, or has as 0, keeps its value;
+/// the cpuset is the one that the update asks for.
 pub(super) fn apply(container: &mut Container, update: LinuxResources) {
     let resources = container.linux.get_or_insert_default().resources.get_or_insert_default();
     if let Some(change) = update.cpu {
         let cpu = resources.cpu.get_or_insert_default();
-        cpu.shares = change.shares.or(cpu.shares);
-        cpu.quota = change.quota.or(cpu.quota);
-        cpu.period = change.period.or(cpu.period);
-        if !change.cpus.is_empty() {
-            cpu.cpus = change.cpus;
-        }
-        if !change.mems.is_empty() {
-            cpu.mems = change.mems;
-        }
+        cpu.shares = change.shares.filter(|shares| shares.value != 0).or(cpu.shares);
+        cpu.quota = change.quota.filter(|quota| quota.value != 0).or(cpu.quota);
+        cpu.period = change.period.filter(|period| period.value != 0).or(cpu.period);
+        cpu.cpus = change.cpus;
+        cpu.mems = change.mems;
+    } else if let Some(cpu) = &mut resources.cpu {
+        cpu.cpus.clear();
+        cpu.mems.clear();
     }
     if let Some(change) = update.memory {
         let memory = resources.memory.get_or_insert_default();
-        memory.limit = change.limit.or(memory.limit);
+        memory.limit = change.limit.filter(|limit| limit.value != 0).or(memory.limit);
     }
 }
 
@@ -256,10 +256,14 @@ mod tests {
             cpus: "0".to_owned(),
             ..LinuxCpu::default()
         });
-        let cpu = LinuxCpu { quota: Some(OptionalInt64 { value: 200_000 }), ..LinuxCpu::default() };
+        let cpu = LinuxCpu {
+            shares: Some(OptionalUInt64 { value: 0 }),
+            quota: Some(OptionalInt64 { value: 200_000 }),
+            ..LinuxCpu::default()
+        };
         apply(&mut described, LinuxResources { cpu: Some(cpu), ..LinuxResources::default() });
         let cpu = described.linux.unwrap().resources.unwrap().cpu.unwrap();
-        assert_eq!((cpu.shares.unwrap().value, cpu.quota.unwrap().value, cpu.cpus.as_str()), (1024, 200_000, "0"));
+        assert_eq!((cpu.shares.unwrap().value, cpu.quota.unwrap().value, cpu.cpus.as_str()), (1024, 200_000, ""));
     }
 
     #[test]
