@@ -16,7 +16,11 @@ use crate::error::chain;
 
 /// Network, storage, devices and pinning for one Kubernetes node.
 #[derive(Debug, Parser)]
-#[command(name = "keelson", version)]
+#[command(
+    name = "keelson",
+    version,
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong arguments, 78 the config can't be used"
+)]
 pub struct Arguments {
     #[command(subcommand)]
     command: Command,
