@@ -6,6 +6,8 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use crate::config::ResourceName;
+
 /// What the plugin counts, by resource.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Metrics {
@@ -36,7 +38,7 @@ pub(crate) struct ResultLabels {
 }
 
 impl ResultLabels {
-    pub(crate) fn of<T, E>(resource: impl ToString, result: &Result<T, E>) -> Self {
+    pub(crate) fn of<T, E>(resource: &ResourceName, result: &Result<T, E>) -> Self {
         Self { resource: resource.to_string(), result: if result.is_ok() { "ok" } else { "error" } }
     }
 }

@@ -14,11 +14,11 @@ use std::{
 
 use fake_kubelet::{Era, FakeKubelet};
 use keelson_device_plugin::{
-    DevicesSection, DevicesSettings, Plugin, ResourceSection, SelectorSection, SimulatedSection, uninstall,
+    DevicesSection, DevicesSettings, PciSection, Plugin, ResourceSection, SelectorSection, SimulatedSection, uninstall,
 };
-use keelson_host::{HostRoot, Node};
+use keelson_host::{HostRoot, Node, fixture::Spec};
 use keelson_proto::deviceplugin::v1beta1::{
-    ContainerAllocateRequest, PreStartContainerRequest, PreferredAllocationRequest,
+    ContainerAllocateRequest, ContainerAllocateResponse, PreStartContainerRequest, PreferredAllocationRequest,
 };
 use keelson_testkit::{is_root, skip_unless, wait_until_async};
 use prometheus_client::{encoding::text::encode, registry::Registry};
@@ -510,6 +510,78 @@ async fn what_a_killed_process_left_is_cleared_away() {
     assert_eq!(left, ["simulated-0"]);
     assert!(!other.exists());
     kubelet.admit(FPGA, 1).await.unwrap();
+    no_violations(&kubelet);
+    plugin.stop().await;
+}
+
+/// One device a function: all its nodes, its own NUMA node, and for VFIO what every group needs.
+#[tokio::test]
+async fn pci_functions_are_offered_with_their_nodes_and_places() {
+    skip_unless!(is_root(), "making device nodes needs root");
+    let machine = Machine::new();
+    let spec: Spec = "packages=2 pci=0000:3b:00.0,10ee:5000,driver=xdma,node=0,char=/dev/xdma0_user:10:240,char=/dev/xdma0_c2h:10:241 \
+                      pci=0000:af:00.0,10ee:5000,driver=vfio-pci,node=1,group=7 \
+                      pci=0000:b0:00.0,10ee:5000,driver=vfio-pci,group=8 \
+                      pci=0000:b1:00.0,10ee:5000 \
+                      pci=0000:b2:00.0,10ee:5001,driver=xdma,node=1,char=/dev/xdma9_user:10:249"
+        .parse()
+        .unwrap();
+    spec.build(&machine.path("root")).unwrap();
+    fs::create_dir_all(machine.path("root/dev/vfio")).unwrap();
+    for (path, minor) in [
+        ("/dev/xdma0_user", 240),
+        ("/dev/xdma0_c2h", 241),
+        ("/dev/vfio/7", 7),
+        ("/dev/vfio/8", 8),
+        ("/dev/vfio/vfio", 196),
+        ("/dev/xdma9_user", 249),
+    ] {
+        // The fixture has plain files there.
+        let _ = fs::remove_file(machine.path("root").join(path.trim_start_matches('/')));
+        machine.plug(path, minor);
+    }
+    let mut kubelet = machine.kubelet(Era::BySocket);
+    kubelet.start();
+    let accel = ResourceSection {
+        name: "example.com/accel".to_owned(),
+        simulated: None,
+        select: vec![SelectorSection {
+            device_nodes: Vec::new(),
+            pci: Some(PciSection { vendor: "10ee".to_owned(), device: "5000".to_owned() }),
+        }],
+    };
+    let mut plugin = Running::start(machine.settings(vec![accel]));
+    plugin.ready().await;
+    let (user, seven, eight) = ("0000:3b:00.0", "0000:af:00.0", "0000:b0:00.0");
+    devices(&kubelet, "example.com/accel", &[user, seven, eight], &[]).await;
+    let places: Vec<Option<i64>> = kubelet.resource("example.com/accel").lists[0]
+        .devices
+        .iter()
+        .map(|device| device.topology.as_ref().map(|topology| topology.nodes[0].id))
+        .collect();
+    assert_eq!(places, [Some(0), Some(1), None]);
+    let container =
+        |ids: &[&str]| ContainerAllocateRequest { devices_ids: ids.iter().map(|id| (*id).to_owned()).collect() };
+    let given =
+        kubelet.allocate("example.com/accel", vec![container(&[user]), container(&[seven, eight])]).await.unwrap();
+    let paths = |index: usize| -> Vec<&str> {
+        let response: &ContainerAllocateResponse = &given[index];
+        response
+            .devices
+            .iter()
+            .inspect(|device| assert_eq!(device.host_path, device.container_path))
+            .map(|device| device.host_path.as_str())
+            .collect()
+    };
+    assert_eq!(paths(0), ["/dev/xdma0_c2h", "/dev/xdma0_user"]);
+    assert_eq!(paths(1), ["/dev/vfio/7", "/dev/vfio/8", "/dev/vfio/vfio"], "each once");
+    assert_eq!(given[1].cdi_devices.len(), 2);
+
+    // A function that loses one node of two is of no use.
+    machine.unplug("/dev/xdma0_c2h");
+    devices(&kubelet, "example.com/accel", &[seven, eight], &[user]).await;
+    machine.plug("/dev/xdma0_c2h", 241);
+    devices(&kubelet, "example.com/accel", &[user, seven, eight], &[]).await;
     no_violations(&kubelet);
     plugin.stop().await;
 }

@@ -120,8 +120,7 @@ impl DevicesSection {
 ///
 /// What can't be looked at now is no problem of the config; it keeps the running plugin from being ready.
 fn check_machine(settings: &DevicesSettings) -> Vec<Problem> {
-    let found: Vec<Vec<Device>> =
-        discover(settings).found.into_iter().map(|devices| devices.unwrap_or_default()).collect();
+    let found: Vec<Vec<Device>> = discover(settings).found.into_iter().map(Result::unwrap_or_default).collect();
     let names = settings.resources.iter().map(|resource| &resource.name);
     let mut problems: Vec<Problem> = conflicts(names.zip(found.iter().map(Vec::as_slice)))
         .into_iter()

@@ -198,3 +198,82 @@ pub(crate) fn verify(root: &HostRoot, device: &Device) -> Result<(), String> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::symlink};
+
+    use keelson_testkit::{is_root, skip_unless};
+    use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
+
+    use super::*;
+    use crate::policy::device::tests::device;
+
+    fn make_node(path: &Path, minor: u32) {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        mknodat(CWD, path, FileType::CharacterDevice, Mode::from_raw_mode(0o600), makedev(10, minor)).unwrap();
+    }
+
+    fn search(root: &Path, pattern: &str) -> (Vec<String>, Vec<String>) {
+        let mut search = Search::default();
+        search.run(&HostRoot::at(root), &NodePattern::parse(pattern).unwrap()).unwrap();
+        let mut nodes: Vec<String> = search.nodes.iter().map(|node| node.path.display().to_string()).collect();
+        nodes.sort();
+        let mut skipped: Vec<String> =
+            search.skipped.iter().map(|skipped| format!("{} {}", skipped.path.display(), skipped.reason)).collect();
+        skipped.sort();
+        (nodes, skipped)
+    }
+
+    #[test]
+    fn only_device_nodes_count_and_no_link_is_followed() {
+        skip_unless!(is_root(), "making device nodes needs root");
+        let root = tempfile::tempdir().unwrap();
+        let dev = root.path().join("dev");
+        make_node(&dev.join("fpga0"), 240);
+        make_node(&dev.join("fpga/1"), 241);
+        make_node(&root.path().join("outside/2"), 242);
+        fs::write(dev.join("fpga-notes"), "").unwrap();
+        fs::create_dir(dev.join("fpga-directory")).unwrap();
+        symlink("fpga0", dev.join("fpga-link")).unwrap();
+        symlink("/dev/mem", dev.join("fpga-memory")).unwrap();
+        symlink("../outside", dev.join("linked")).unwrap();
+        let (nodes, skipped) = search(root.path(), "/dev/fpga*");
+        assert_eq!(nodes, ["/dev/fpga0"]);
+        assert_eq!(
+            skipped,
+            [
+                "/dev/fpga is a directory",
+                "/dev/fpga-directory is a directory",
+                "/dev/fpga-link is a symbolic link",
+                "/dev/fpga-memory is a symbolic link",
+                "/dev/fpga-notes is a regular file",
+            ]
+        );
+        let (nodes, skipped) = search(root.path(), "/dev/*/[0-9]");
+        assert_eq!(nodes, ["/dev/fpga/1"]);
+        assert!(skipped.contains(&"/dev/linked is a symbolic link, not a directory".to_owned()), "{skipped:?}");
+        assert_eq!(search(root.path(), "/dev/none/*"), (Vec::new(), Vec::new()));
+        // Nor by a path that says so.
+        let looked = look_at(&HostRoot::at(root.path()), Path::new("/dev/linked/2")).unwrap();
+        assert_eq!(looked, NodeAt::Other("reached over a symbolic link"));
+    }
+
+    #[test]
+    fn a_device_that_is_not_what_was_listed_is_noticed() {
+        skip_unless!(is_root(), "making device nodes needs root");
+        let directory = tempfile::tempdir().unwrap();
+        let root = HostRoot::at(directory.path());
+        let listed = device("fpga0", &[("/dev/fpga0", 240)]);
+        let path = directory.path().join("dev/fpga0");
+        make_node(&path, 240);
+        verify(&root, &listed).unwrap();
+        fs::remove_file(&path).unwrap();
+        assert_eq!(verify(&root, &listed).unwrap_err(), "/dev/fpga0 is gone");
+        make_node(&path, 241);
+        assert_eq!(verify(&root, &listed).unwrap_err(), "/dev/fpga0 was char 10:240 and is char 10:241");
+        fs::remove_file(&path).unwrap();
+        symlink("/dev/null", &path).unwrap();
+        assert_eq!(verify(&root, &listed).unwrap_err(), "/dev/fpga0 is a symbolic link");
+    }
+}

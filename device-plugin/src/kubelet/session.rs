@@ -37,8 +37,8 @@ const STOP_PATIENCE: Duration = Duration::from_secs(2);
 pub(super) enum Ended {
     #[error("the plugin stops")]
     Stopped,
-    #[error("the kubelet ended its stream")]
-    StreamEnded,
+    #[error("the kubelet closed its stream")]
+    StreamClosed,
     #[error("the kubelet registered the resource but opened no stream")]
     NoStream,
     #[error("the kubelet's socket is a new one")]
@@ -158,7 +158,7 @@ async fn watch_over(
         let Streams { opened, open } = *streams.borrow_and_update();
         if opened > 0 {
             if open == 0 {
-                return Ended::StreamEnded;
+                return Ended::StreamClosed;
             }
             if let Some(registered) = registered.take() {
                 registered();

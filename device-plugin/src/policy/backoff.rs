@@ -25,3 +25,26 @@ impl Backoff {
         self.failures = 0;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_double_up_to_a_limit() {
+        let mut backoff = Backoff::default();
+        let waits: Vec<Duration> = (0..10).map(|_| backoff.next(0)).collect();
+        assert_eq!(waits[..4], [200, 400, 800, 1600].map(Duration::from_millis));
+        assert_eq!(waits[9], LONGEST);
+        assert_eq!((0..100).map(|_| backoff.next(0)).max(), Some(LONGEST));
+        backoff.reset();
+        assert_eq!(backoff.next(0), FIRST);
+    }
+
+    #[test]
+    fn chance_makes_a_wait_shorter_by_half_at_most() {
+        assert_eq!(Backoff::default().next(u32::MAX), FIRST / 2);
+        let half = Backoff::default().next(u32::MAX / 2);
+        assert!(half > FIRST / 2 && half < FIRST, "{half:?}");
+    }
+}

@@ -89,3 +89,57 @@ fn minimum_version(class: &str, devices: &[CdiDevice]) -> &'static str {
         "0.3.0"
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::policy::device::tests::{device, name, node};
+
+    fn spec(resource: &str, devices: &[Device]) -> Value {
+        serde_json::to_value(cdi_spec(&name(resource), devices).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn each_device_has_its_nodes_and_those_that_come_with_it() {
+        let shared = vec![Node { mode: 0o666, ..node("/dev/vfio/vfio", 196) }];
+        let group = Device { shared, ..device("0000:3b:00.0", &[("/dev/vfio/7", 7)]) };
+        assert_eq!(
+            spec("example.com/accel", &[group]),
+            json!({
+                "cdiVersion": "0.5.0",
+                "kind": "example.com/accel",
+                "devices": [{"name": "0000:3b:00.0", "containerEdits": {"deviceNodes": [
+                    {"path": "/dev/vfio/7", "fileMode": 0o660, "permissions": "rw"},
+                    {"path": "/dev/vfio/vfio", "fileMode": 0o666, "permissions": "rw"},
+                ]}}],
+            })
+        );
+    }
+
+    #[test]
+    fn a_node_elsewhere_in_the_container_has_a_host_path() {
+        let mut simulated = device("simulated-0", &[("/state/simulated-0", 229)]);
+        simulated.nodes[0].container_path = PathBuf::from("/dev/simulated/example.com/fpga/simulated-0");
+        let spec = spec("example.com/fpga", &[simulated]);
+        let node = &spec["devices"][0]["containerEdits"]["deviceNodes"][0];
+        assert_eq!(node["hostPath"], "/state/simulated-0");
+        assert_eq!(node["path"], "/dev/simulated/example.com/fpga/simulated-0");
+        assert_eq!(spec["cdiVersion"], "0.5.0");
+    }
+
+    #[test]
+    fn the_version_is_the_lowest_that_will_do() {
+        let serial = [device("ttyS0", &[("/dev/ttyS0", 64)])];
+        assert_eq!(spec("example.com/serial", &serial)["cdiVersion"], "0.3.0");
+        assert_eq!(spec("example.com/serial.v2", &serial)["cdiVersion"], "0.6.0");
+    }
+
+    #[test]
+    fn no_devices_are_no_specification() {
+        assert_eq!(cdi_spec(&name("example.com/fpga"), []), None);
+    }
+}

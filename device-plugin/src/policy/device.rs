@@ -121,3 +121,28 @@ impl fmt::Display for Health {
         })
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn node(path: &str, minor: u32) -> Node {
+        let path = PathBuf::from(path);
+        Node { container_path: path.clone(), path, kind: DeviceKind::Char, major: 10, minor, mode: 0o660 }
+    }
+
+    /// A device of these nodes, each a path and a minor number.
+    pub(crate) fn device(id: &str, nodes: &[(&str, u32)]) -> Device {
+        Device {
+            id: id.to_owned(),
+            nodes: nodes.iter().map(|(path, minor)| node(path, *minor)).collect(),
+            shared: Vec::new(),
+            numa_node: None,
+            origin: Origin::DeviceNode,
+        }
+    }
+
+    pub(crate) fn name(text: &str) -> ResourceName {
+        ResourceName::parse(text).unwrap()
+    }
+}

@@ -92,3 +92,94 @@ fn lost_node(known: &Device, found: &Device) -> Option<PathBuf> {
     let lost = known.nodes.iter().find(|node| !has(found, &node.path))?;
     found.nodes.iter().all(|node| has(known, &node.path)).then(|| lost.path.clone())
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::policy::{
+        conflicts,
+        device::tests::{device, name},
+    };
+
+    fn inventory(found: &[Device]) -> Inventory {
+        let mut inventory = Inventory::remembering(name("a.b/c"), Vec::new());
+        inventory.update(found.to_vec(), &[]);
+        inventory
+    }
+
+    fn health(inventory: &Inventory, id: &str) -> String {
+        inventory.entries().get(id).map(|entry| entry.health.explain()).unwrap_or_default()
+    }
+
+    #[test]
+    fn what_goes_stays_unhealthy_until_it_is_back() {
+        let (one, two) = (device("a", &[("/dev/a", 1)]), device("b", &[("/dev/b", 2)]));
+        let mut known = inventory(&[one.clone(), two.clone()]);
+        known.update(vec![two.clone()], &[]);
+        assert_eq!(health(&known, "a"), "Unhealthy: /dev/a is gone");
+        assert_eq!(health(&known, "b"), "Healthy");
+        known.update(vec![one, two], &[]);
+        assert_eq!(health(&known, "a"), "Healthy");
+    }
+
+    #[test]
+    fn a_device_needs_all_its_nodes() {
+        let whole = device("a", &[("/dev/a0", 1), ("/dev/a1", 2)]);
+        let mut known = inventory(std::slice::from_ref(&whole));
+        known.update(vec![device("a", &[("/dev/a0", 1)])], &[]);
+        assert_eq!(health(&known, "a"), "Unhealthy: /dev/a1 is gone");
+        known.update(vec![whole], &[]);
+        assert_eq!(health(&known, "a"), "Healthy");
+        // Bound to another driver, it has other nodes.
+        let vfio = device("a", &[("/dev/vfio/7", 7)]);
+        known.update(vec![vfio.clone()], &[]);
+        assert_eq!(health(&known, "a"), "Healthy");
+        assert_eq!(known.entries()["a"].device, vfio);
+    }
+
+    #[test]
+    fn a_number_that_changed_is_taken_over() {
+        let mut known = inventory(&[device("a", &[("/dev/a", 1)])]);
+        known.update(vec![device("a", &[("/dev/a", 2)])], &[]);
+        assert_eq!(health(&known, "a"), "Healthy");
+        assert_eq!(known.entries()["a"].device.nodes[0].minor, 2);
+    }
+
+    #[test]
+    fn a_contested_device_is_not_offered() {
+        let mine = device("a", &[("/dev/a", 1)]);
+        let theirs = [device("z", &[("/dev/z", 1)])];
+        let (own, other) = (name("a.b/c"), name("a.b/other"));
+        let found = conflicts([(&own, std::slice::from_ref(&mine)), (&other, &theirs[..])]);
+        let mut fresh = inventory(&[]);
+        fresh.update(vec![mine.clone()], &found);
+        assert!(fresh.entries().is_empty());
+        let mut known = inventory(std::slice::from_ref(&mine));
+        known.update(vec![mine.clone()], &found);
+        assert_eq!(health(&known, "a"), "Unhealthy: /dev/a is matched by a.b/other as well");
+        known.update(vec![mine], &[]);
+        assert_eq!(health(&known, "a"), "Healthy");
+    }
+
+    proptest! {
+        /// Over any history: the list holds all that was ever there, and what is there now is what is healthy.
+        #[test]
+        fn healthy_is_what_is_there(history in prop::collection::vec(prop::collection::btree_set(0..6_u32, 0..6), 1..8)) {
+            let mut known = inventory(&[]);
+            let mut ever = std::collections::BTreeSet::new();
+            for present in &history {
+                let found = present.iter().map(|minor| device(&format!("d{minor}"), &[("/dev/d", *minor)]));
+                known.update(found.collect(), &[]);
+                ever.extend(present.iter().map(|minor| format!("d{minor}")));
+                let listed: std::collections::BTreeSet<String> = known.entries().keys().cloned().collect();
+                prop_assert_eq!(&listed, &ever);
+                for (id, entry) in known.entries() {
+                    let is_there = present.iter().any(|minor| *id == format!("d{minor}"));
+                    prop_assert_eq!(entry.health == Health::Healthy, is_there);
+                }
+            }
+        }
+    }
+}

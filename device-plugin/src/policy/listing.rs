@@ -69,3 +69,54 @@ fn list_entry(entry: &Entry) -> api::Device {
         entry.device.numa_node.map(|node| api::TopologyInfo { nodes: vec![api::NumaNode { id: i64::from(node) }] });
     api::Device { id: entry.device.id.clone(), health: entry.health.to_string(), topology }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::device::tests::{device, name};
+
+    fn inventory(devices: Vec<Device>) -> Inventory {
+        let mut inventory = Inventory::remembering(name("a.b/c"), Vec::new());
+        inventory.update(devices, &[]);
+        inventory
+    }
+
+    #[test]
+    fn node_zero_is_a_place_and_no_node_is_none() {
+        let at = |id: &str, node| Device { numa_node: node, ..device(id, &[("/dev/x", 1)]) };
+        let listing = Listing::of(&inventory(vec![at("a", Some(0)), at("b", None), at("c", Some(3))])).unwrap();
+        let nodes: Vec<Option<Vec<i64>>> = listing
+            .message()
+            .devices
+            .iter()
+            .map(|device| device.topology.as_ref().map(|at| at.nodes.iter().map(|node| node.id).collect()))
+            .collect();
+        assert_eq!(nodes, [Some(vec![0]), None, Some(vec![3])]);
+    }
+
+    #[test]
+    fn a_list_that_the_kubelet_cannot_receive_is_refused() {
+        // 63 characters of id and 19 bytes around it: 51,150 of them fit.
+        let many = |count: usize| {
+            inventory(
+                (0..count)
+                    .map(|index| Device { numa_node: Some(1), ..device(&format!("{index:063}"), &[("/dev/x", 1)]) })
+                    .collect(),
+            )
+        };
+        let largest = Listing::of(&many(51_150)).unwrap();
+        assert!(largest.message().encoded_len() <= LARGEST_BYTES);
+        let error = Listing::of(&many(51_151)).unwrap_err();
+        assert_eq!((error.devices, error.bytes > LARGEST_BYTES), (51_151, true));
+        assert!(error.to_string().contains("a.b/c has 51151 devices"), "{error}");
+    }
+
+    #[test]
+    fn the_order_found_makes_no_difference() {
+        let (one, two) = (device("a", &[("/dev/a", 1)]), device("b", &[("/dev/b", 2)]));
+        assert_eq!(
+            Listing::of(&inventory(vec![one.clone(), two.clone()])).unwrap(),
+            Listing::of(&inventory(vec![two, one])).unwrap()
+        );
+    }
+}

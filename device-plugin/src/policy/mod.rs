@@ -3,7 +3,7 @@
 mod allocation;
 mod backoff;
 mod cdi;
-mod device;
+pub(crate) mod device;
 mod id;
 mod inventory;
 mod listing;

@@ -224,3 +224,52 @@ impl NodeRecord {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::device::tests::{device, node};
+
+    fn store(directory: &Path) -> KnownStore {
+        KnownStore::new(directory).unwrap()
+    }
+
+    #[test]
+    fn what_is_saved_is_loaded_in_the_same_boot() {
+        let directory = tempfile::tempdir().unwrap();
+        let pci = Device {
+            shared: vec![node("/dev/vfio/vfio", 196)],
+            numa_node: Some(0),
+            origin: Origin::Pci { vendor: 0x10ee, device: 0x5000 },
+            ..device("0000:3b:00.0", &[("/dev/vfio/7", 7)])
+        };
+        let simulated = Device { origin: Origin::Simulated, ..device("simulated-0", &[("/x", 229)]) };
+        let mut saving = store(directory.path());
+        saving.save([("a.b/c", vec![&pci, &simulated]), ("a.b/d", Vec::new())]).unwrap();
+        let loaded = store(directory.path()).load().unwrap();
+        assert_eq!(loaded["a.b/c"], [pci, simulated]);
+        assert!(loaded["a.b/d"].is_empty());
+    }
+
+    #[test]
+    fn another_boot_another_version_and_rubbish_are_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(FILE_NAME);
+        let known = device("a", &[("/dev/a", 1)]);
+        store(directory.path()).save([("a.b/c", vec![&known])]).unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        let boot_id = store(directory.path()).boot_id;
+        for content in [
+            text.replace(&boot_id, "another"),
+            text.replace("\"version\": 1", "\"version\": 2"),
+            text.replace("\"id\"", "\"di\""),
+            text[..text.len() / 2].to_owned(),
+            String::new(),
+        ] {
+            fs::write(&path, &content).unwrap();
+            assert!(store(directory.path()).load().unwrap().is_empty(), "{content}");
+        }
+        fs::remove_file(&path).unwrap();
+        assert!(store(directory.path()).load().unwrap().is_empty());
+    }
+}
