@@ -59,8 +59,11 @@ impl Plugin for Network {
             // The watch comes before the look, so that no change falls between them.
             let watch = watch(&self.settings);
             match self.install().await {
-                // The directories were missing and are there now: watch them before waiting.
-                Ok(changed) if changed && watch.is_none() => continue,
+                // The directories were missing and are there now: watch them before waiting for long.
+                Ok(changed) if changed && watch.is_none() => {
+                    time::sleep(SETTLE).await;
+                    continue;
+                }
                 Ok(_) => publish(&ready, Ok(())),
                 Err(error) => {
                     let reason = chain(&*error);
