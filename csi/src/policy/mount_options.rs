@@ -79,7 +79,7 @@ impl std::fmt::Debug for MountOptions {
 }
 
 fn with_atime(attributes: Attr, atime: Attr) -> Attr {
-    attributes - Attr::from_bits_retain(ATIME_BITS) | atime
+    (attributes - Attr::from_bits_retain(ATIME_BITS)) | atime
 }
 
 #[cfg(test)]

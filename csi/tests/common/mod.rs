@@ -48,6 +48,7 @@ pub(crate) fn lacking() -> Option<String> {
     None
 }
 
+/// Returns from the calling test, with the reason reported, where the machine lacks what it needs.
 #[macro_export]
 macro_rules! needs_a_kernel {
     () => {

@@ -1,0 +1,170 @@
+//! What a storage section may say.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+use std::{fs, os::unix::fs::symlink, path::Path};
+
+use keelson_csi::{PoolKind, StorageSection};
+use keelson_host::{HostRoot, Node, parse_section};
+use serde_json::{Value, json};
+
+fn node(state: &Path) -> Node {
+    Node { name: "node-a".to_owned(), state_dir: state.to_owned(), root: HostRoot::system() }
+}
+
+fn section(value: &Value) -> StorageSection {
+    parse_section("storage", value).unwrap()
+}
+
+/// The problems of a section whose only pool is `pool`, with a directory `good` to use.
+#[track_caller]
+fn check_pool(pool: &Value, path: &str, wrong: &str) {
+    let directory = tempfile::tempdir().unwrap();
+    let top = directory.path().canonicalize().unwrap();
+    fs::create_dir(top.join("good")).unwrap();
+    fs::write(top.join("file"), b"x").unwrap();
+    symlink(top.join("good"), top.join("link")).unwrap();
+    let text = pool.to_string().replace("TOP", top.to_str().unwrap());
+    let pool: Value = serde_json::from_str(&text).unwrap();
+    let before = tree(&top);
+    let problems = section(&json!({"pools": [pool]})).validate(&node(&top.join("state"))).unwrap_err();
+    let text = problems.to_string();
+    assert_eq!(problems.0.len(), 1, "{text}");
+    assert_eq!(problems.0[0].path, path, "{text}");
+    assert!(problems.0[0].wrong.contains(wrong), "{text}");
+    assert!(!problems.0[0].remedy.is_empty(), "{text}");
+    assert_eq!(tree(&top), before, "nothing was changed");
+}
+
+fn tree(top: &Path) -> Vec<String> {
+    let mut names: Vec<String> =
+        fs::read_dir(top).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn the_default_is_what_the_documentation_prints() {
+    let default = serde_json::to_value(StorageSection::default()).unwrap();
+    assert_eq!(
+        default,
+        json!({
+            "driverName": "csi.keelson.dev",
+            "endpoint": "unix:///var/lib/kubelet/plugins/csi.keelson.dev/csi.sock",
+            "pools": [{
+                "name": "default",
+                "path": "/var/lib/keelson/pools/default",
+                "kind": "image",
+                "allowSharedFilesystem": true,
+            }],
+        })
+    );
+    assert_eq!(section(&json!({})), StorageSection::default());
+    assert_eq!(section(&default), StorageSection::default());
+}
+
+#[test]
+fn the_default_pool_works_on_a_fresh_node() {
+    let state = Path::new("/var/lib/keelson");
+    if state.exists() {
+        // This machine is no fresh node; the rule is the same below any state directory.
+        let fresh = tempfile::tempdir().unwrap();
+        let state = fresh.path().join("keelson");
+        let pool = json!({"name": "default", "path": state.join("pools/default"), "allowSharedFilesystem": true});
+        let settings = section(&json!({"pools": [pool]})).validate(&node(&state)).unwrap();
+        assert!(settings.pools[0].may_create);
+        return;
+    }
+    let settings = StorageSection::default().validate(&node(state)).unwrap();
+    assert!(settings.pools[0].may_create);
+    assert!(!state.exists(), "validating changes nothing");
+}
+
+#[test]
+fn unknown_keys_are_named_with_the_nearest_right_one() {
+    for (value, message) in [
+        (json!({"pol": []}), "storage.pol: unknown key; did you mean \"pools\"?"),
+        (json!({"pools": [{"pth": "/x"}]}), "storage.pools[0].pth: unknown key; did you mean \"path\"?"),
+    ] {
+        assert_eq!(parse_section::<StorageSection>("storage", &value).unwrap_err().to_string(), message);
+    }
+    let kind = parse_section::<StorageSection>("storage", &json!({"pools": [{"kind": "zfs"}]})).unwrap_err();
+    assert_eq!(kind.path, "storage.pools[0].kind");
+}
+
+#[test]
+fn a_pool_that_is_right_is_taken() {
+    let directory = tempfile::tempdir().unwrap();
+    let top = directory.path().canonicalize().unwrap();
+    fs::create_dir(top.join("good")).unwrap();
+    let path = format!("{}//good/", top.display());
+    let pool = json!({"name": "fast-1", "path": path, "kind": "directory", "allowSharedFilesystem": true});
+    let settings = section(&json!({"pools": [pool]})).validate(&node(&top)).unwrap();
+    assert_eq!(settings.pools[0].path, top.join("good"));
+    assert_eq!((settings.pools[0].kind, settings.pools[0].may_create), (PoolKind::Directory, false));
+    assert_eq!(settings.socket, Path::new("/var/lib/kubelet/plugins/csi.keelson.dev/csi.sock"));
+}
+
+#[test]
+fn what_is_wrong_with_a_pool_is_named_by_its_key() {
+    let path = "storage.pools[0].path";
+    let pool = |path: &str| json!({"name": "p", "path": path, "allowSharedFilesystem": true});
+    check_pool(&pool("TOP/link"), path, "is a symbolic link");
+    check_pool(&pool("TOP/file"), path, "is not a directory");
+    check_pool(&pool("good"), path, "is not an absolute path");
+    check_pool(&pool("/"), path, "is not an absolute path below /");
+    check_pool(&pool("TOP/good/../good"), path, "without \"..\"");
+    check_pool(&pool("TOP/no/such"), path, "does not exist");
+    check_pool(
+        &json!({"name": "P!", "path": "TOP/good", "allowSharedFilesystem": true}),
+        "storage.pools[0].name",
+        "contains",
+    );
+    check_pool(
+        &json!({"name": "p", "path": "TOP/good", "kind": "subvolume", "allowSharedFilesystem": true}),
+        "storage.pools[0].kind",
+        "is not built yet",
+    );
+}
+
+#[test]
+fn a_pool_on_everybodys_filesystem_is_refused_unless_allowed() {
+    // The crate's own folder lies on the root filesystem, or else the test would prove nothing.
+    let pool = json!({"name": "p", "path": "/var/lib", "allowSharedFilesystem": false});
+    let problems = section(&json!({"pools": [pool]})).validate(&node(Path::new("/nonexistent"))).unwrap_err();
+    assert_eq!(problems.0[0].path, "storage.pools[0].path");
+    assert!(problems.0[0].remedy.contains("allowSharedFilesystem"), "{problems}");
+}
+
+#[test]
+fn pools_must_differ() {
+    let directory = tempfile::tempdir().unwrap();
+    let top = directory.path().canonicalize().unwrap();
+    fs::create_dir_all(top.join("a/b")).unwrap();
+    let pool = |name: &str, path: &str| json!({"name": name, "path": top.join(path), "allowSharedFilesystem": true});
+    let check = |pools: Value, path: &str| {
+        let problems = section(&json!({"pools": pools})).validate(&node(&top)).unwrap_err();
+        assert_eq!(problems.0[0].path, path, "{problems}");
+    };
+    check(json!([pool("p", "a"), pool("p", "c")]), "storage.pools[1].name");
+    check(json!([pool("p", "a"), pool("q", "a")]), "storage.pools[1].path");
+    check(json!([pool("p", "a"), pool("q", "a/b")]), "storage.pools[1].path");
+    check(json!([]), "storage.pools");
+}
+
+#[test]
+fn driver_name_endpoint_and_node_are_checked() {
+    let check = |value: &Value, path: &str| {
+        let problems = section(value).validate(&node(Path::new("/nonexistent"))).unwrap_err();
+        assert!(problems.0.iter().any(|problem| problem.path == path), "{problems}");
+    };
+    check(&json!({"driverName": "csi_keelson"}), "storage.driverName");
+    check(&json!({"driverName": "x".repeat(64)}), "storage.driverName");
+    for endpoint in ["tcp://1.2.3.4:5", "/run/csi.sock", "unix://csi.sock", "unix:///", "unix:///a/../csi.sock"] {
+        check(&json!({"endpoint": endpoint}), "storage.endpoint");
+    }
+    check(&json!({"endpoint": format!("unix:///{}", "x".repeat(103))}), "storage.endpoint");
+    let long = Node { name: "n".repeat(64), ..node(Path::new("/nonexistent")) };
+    let problems = StorageSection::default().validate(&long).unwrap_err();
+    assert!(problems.0.iter().any(|problem| problem.path == "nodeName"), "{problems}");
+}
