@@ -12,10 +12,10 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use keelson_testkit::{Netns, Tool, is_root, missing};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::{
-    programs,
+    network, programs,
     report::{Comparison, Report, Samples},
 };
 
@@ -28,9 +28,6 @@ struct Subject {
     del: Samples,
 }
 
-/// The two ways to set up a network that are compared, as what they are called and the value of `ipMasq`.
-const NETWORKS: [(&str, bool); 2] = [("no masquerade", false), ("masquerade", true)];
-
 pub(crate) fn measure(samples: usize) -> Result<Report> {
     ensure!(is_root(), "measuring CNI plugins makes network namespaces: run it as root");
     ensure!(missing(&["ip"]).is_empty(), "the floor of DEL is measured with ip: install iproute2");
@@ -39,12 +36,16 @@ pub(crate) fn measure(samples: usize) -> Result<Report> {
     let nothing = programs::nothing()?;
 
     let mut report = Report::default();
-    for (network, masquerade) in NETWORKS {
+    for (variant, masquerade) in network::VARIANTS {
         let state = tempfile::tempdir()?;
         let host = Netns::new().context("failed to make the namespace that plays the host")?;
         let mut subjects = [
-            Subject::keelson(&keelson, state.path(), masquerade),
-            Subject::reference(&reference, state.path(), masquerade),
+            Subject::new("keelson-cni", &keelson, network::keelson(state.path(), masquerade)),
+            Subject::new(
+                "reference bridge + host-local",
+                &reference.join("bridge"),
+                network::reference(state.path(), masquerade),
+            ),
         ];
         let (mut start, mut removal) = (Samples::default(), Samples::default());
         // The Pods' namespaces live until the end: the kernel takes them down in the background, which would be
@@ -78,48 +79,20 @@ pub(crate) fn measure(samples: usize) -> Result<Report> {
         }
         adds.push(start.timing("start of a static program (floor)"));
         dels.push(removal.timing("ip link del of a veth (floor)"));
-        report.comparisons.push(Comparison { what: format!("ADD, {network}"), timings: adds });
-        report.comparisons.push(Comparison { what: format!("DEL, {network}"), timings: dels });
+        report.comparisons.push(Comparison { what: format!("ADD, {variant}"), timings: adds });
+        report.comparisons.push(Comparison { what: format!("DEL, {variant}"), timings: dels });
     }
     report.notes = vec![
         "each call is one start of the plugin, timed from outside, into a fresh network namespace".to_owned(),
-        "the reference masquerades with its nftables backend, as keelson-cni does".to_owned(),
+        network::NOTE.to_owned(),
     ];
     Ok(report)
 }
 
 impl Subject {
-    fn keelson(program: &Path, state: &Path, masquerade: bool) -> Self {
-        let ipam = json!({
-            "type": "keelson-cni",
-            "ranges": [[{"subnet": "10.98.0.0/16"}]],
-            "routes": [{"dst": "0.0.0.0/0"}],
-            "dataDir": state.join("keelson"),
-        });
-        Self::new(
-            "keelson-cni",
-            program,
-            json!({"type": "keelson-cni", "bridge": "kl-bench", "ipam": ipam}),
-            masquerade,
-        )
-    }
-
-    fn reference(directory: &Path, state: &Path, masquerade: bool) -> Self {
-        let ipam = json!({
-            "type": "host-local",
-            "ranges": [[{"subnet": "10.99.0.0/16"}]],
-            "routes": [{"dst": "0.0.0.0/0"}],
-            "dataDir": state.join("host-local"),
-        });
-        let config = json!({"type": "bridge", "bridge": "ref-bench", "ipMasqBackend": "nftables", "ipam": ipam});
-        Self::new("reference bridge + host-local", &directory.join("bridge"), config, masquerade)
-    }
-
-    fn new(name: &'static str, program: &Path, mut config: Value, masquerade: bool) -> Self {
-        config["cniVersion"] = json!("1.0.0");
-        config["name"] = json!(format!("bench-{}", config["bridge"].as_str().unwrap_or_default()));
-        config["isGateway"] = json!(true);
-        config["ipMasq"] = json!(masquerade);
+    fn new(name: &'static str, program: &Path, mut config: Value) -> Self {
+        config["cniVersion"] = network::SPEC_VERSION.into();
+        config["name"] = "bench".into();
         Self { name, program: program.to_owned(), config, add: Samples::default(), del: Samples::default() }
     }
 

@@ -1,11 +1,13 @@
-//! Side-by-side measurements: `cargo run -p keelson-benches --release -- cni|sizes|memory`.
+//! Side-by-side measurements: `cargo run -p keelson-benches --release -- cni|sandbox|memory|sizes`.
 //!
 //! Absolute times depend on the machine and the moment; read the ratios, which come from one interleaved run.
 
 mod cni;
 mod memory;
+mod network;
 mod programs;
 mod report;
+mod sandbox;
 mod sizes;
 
 use anyhow::Result;
@@ -30,9 +32,15 @@ enum What {
         #[arg(long, default_value_t = 50)]
         samples: usize,
     },
+    /// RunPodSandbox of a real containerd beside the same (needs root, Go and runc)
+    Sandbox {
+        /// How many sandboxes of each plugin and network
+        #[arg(long, default_value_t = 20)]
+        samples: usize,
+    },
     /// Sizes of the stripped binaries
     Sizes,
-    /// Resident memory of each process of `keelson run` (needs root)
+    /// Resident memory of each process of `keelson run` (needs what `cargo xtask try` needs)
     Memory,
 }
 
@@ -46,8 +54,9 @@ fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let report = match arguments.what {
         What::Cni { samples } => cni::measure(samples)?,
+        What::Sandbox { samples } => sandbox::measure(samples)?,
         What::Sizes => sizes::measure()?,
-        What::Memory => memory::measure()?,
+        What::Memory => tokio::runtime::Runtime::new()?.block_on(memory::measure())?,
     };
     match arguments.output {
         Format::Table => print!("{}", report.table()),

@@ -38,12 +38,8 @@ impl Keelson {
     ///
     /// # Errors
     ///
-    /// When a program is missing, or the suite doesn't become ready.
+    /// When the suite doesn't become ready.
     pub(crate) async fn start(layout: &Layout, range: &str) -> Result<Self> {
-        for program in ["keelson", "keelson-cni"] {
-            let path = layout.program(program);
-            ensure!(path.is_file(), "{} is missing; run: cargo build --bins", path.display());
-        }
         let address = free_ports()?;
         let config = layout.config_file();
         fs::write(&config, config_of(layout, range, address))
