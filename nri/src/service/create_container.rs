@@ -23,7 +23,7 @@ impl Events {
             self.drop_record(replaced);
         }
         self.keep_record(Record::new(&container, &outcome.placement, self.mode));
-        translate::log(self.mode, "placed a container", &container, &outcome.placement);
+        translate::log(self.mode, &container, &outcome.placement, &outcome.assignment);
         let resources = translate::resources(&outcome.assignment).filter(|_| self.mode == Mode::Enforce);
         Ok(CreateContainerResponse {
             adjust: resources.map(|resources| ContainerAdjustment {

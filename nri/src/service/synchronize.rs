@@ -9,6 +9,7 @@ use super::{Events, translate};
 use crate::{
     Mode,
     error::{Failure, chain},
+    policy::Assignment,
     store::Record,
 };
 
@@ -52,7 +53,7 @@ impl Events {
         let moves = self.pinning.synchronize(self.machine.clone(), running, &recorded, self.mode == Mode::Observe);
         self.settle_records();
         for (container, placement) in self.pinning.placements() {
-            translate::log(self.mode, "adopted a container", container, placement);
+            translate::log(self.mode, container, placement, &Assignment::default());
         }
         let response = SynchronizeResponse { update: self.updates(moves), more: false };
         tracing::info!(

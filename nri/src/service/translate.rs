@@ -149,26 +149,19 @@ impl Events {
     }
 }
 
-/// Says where a container was placed and why.
-pub(super) fn log(mode: Mode, what: &'static str, container: &policy::Container, placement: &Placement) {
-    let (kind, cpus, mems) = match &placement.kind {
-        Kind::Exclusive { cpus, mems } => ("exclusive", cpus.to_string(), mems.to_string()),
-        Kind::Shared { .. } => ("shared", String::new(), String::new()),
-        Kind::Untouched => ("untouched", container.cpus.to_string(), container.mems.to_string()),
+/// Says where a container was placed and why; what isn't assigned stays as the container came.
+pub(super) fn log(mode: Mode, container: &policy::Container, placement: &Placement, assignment: &Assignment) {
+    let kind = match &placement.kind {
+        Kind::Exclusive { .. } => "exclusive",
+        Kind::Shared { .. } => "shared",
+        Kind::Untouched => "untouched",
     };
     let pod = format!("{}/{}", container.pod.namespace, container.pod.name);
+    let cpus = if assignment.cpus.is_empty() { &container.cpus } else { &assignment.cpus };
+    let mems = if assignment.mems.is_empty() { &container.mems } else { &assignment.mems };
     let reason = placement.reasons.join("; ");
-    tracing::info!(
-        %mode,
-        pod,
-        container = container.name,
-        id = container.id,
-        placement = kind,
-        cpus,
-        mems,
-        reason,
-        "{what}"
-    );
+    let (name, id) = (&container.name, &container.id);
+    tracing::info!(%mode, pod, container = name, id, placement = kind, %cpus, %mems, reason, "placed a container");
 }
 
 #[cfg(test)]

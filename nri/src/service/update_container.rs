@@ -20,7 +20,7 @@ impl Events {
             return Ok(UpdateContainerResponse::default());
         };
         self.keep_record(Record::new(&container, &outcome.placement, self.mode));
-        translate::log(self.mode, "a container's resources changed", &container, &outcome.placement);
+        translate::log(self.mode, &container, &outcome.placement, &outcome.assignment);
         let own = self.update(id, translate::resources(&outcome.assignment));
         let update = self.updates(outcome.moves).into_iter().chain(own).collect();
         Ok(UpdateContainerResponse { update, evict: Vec::new() })
