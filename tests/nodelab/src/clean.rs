@@ -14,14 +14,15 @@ pub struct Cleaned {
     pub removed: Vec<String>,
     /// Left alone: the process that runs them lives.
     pub in_use: Vec<String>,
+    /// What could not be removed, and why. The lab's directory then stays, and another call tries again.
+    pub failed: Vec<String>,
 }
 
 /// Removes `lab`, or without a name every lab, unless a process runs it.
 ///
 /// # Errors
 ///
-/// When there is no such lab, or something can't be removed; the lab's directory then stays, and another call tries
-/// again.
+/// When there is no such lab, or the labs can't be listed.
 pub fn clean(lab: Option<&str>) -> Result<Cleaned> {
     let mut layouts = Layout::existing()?;
     if let Some(lab) = lab {
@@ -31,10 +32,10 @@ pub fn clean(lab: Option<&str>) -> Result<Cleaned> {
     let mut cleaned = Cleaned::default();
     for layout in layouts {
         match layout.try_lock()? {
-            Some(_lock) => {
-                sweep(&layout)?;
-                cleaned.removed.push(layout.mark());
-            }
+            Some(_lock) => match sweep(&layout) {
+                Ok(()) => cleaned.removed.push(layout.mark()),
+                Err(error) => cleaned.failed.push(format!("{error:#}")),
+            },
             None => cleaned.in_use.push(layout.mark()),
         }
     }

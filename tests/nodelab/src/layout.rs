@@ -3,8 +3,8 @@
 use std::{
     fs::{self, File, TryLockError},
     net::Ipv4Addr,
-    os::unix::fs::symlink,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -105,26 +105,30 @@ impl Layout {
         self.join("config.yaml")
     }
 
-    /// A program of the suite. A link in the lab's directory names where they are, so that a later `nodelab clean` finds
-    /// them too.
+    /// A program of the suite: the lab has its own, for a build may replace the others meanwhile.
     pub(crate) fn program(&self, name: &str) -> PathBuf {
         self.join("programs").join(name)
     }
 
-    /// Makes the directory, with `programs` as the place of the suite's programs, and takes its lock.
+    /// Makes the directory, puts the suite's programs there from the directory `programs`, and takes its lock.
     ///
     /// # Errors
     ///
     /// When it exists or can't be made.
     pub(crate) fn create(&self, programs: &Path) -> Result<Lock> {
         fs::create_dir(&self.root).with_context(|| format!("failed to create {}", self.root.display()))?;
-        for directory in ["log", "kubelet/pods", "kubelet/device-plugins", "cni/bin", "cni/conf", "cdi", "pool"] {
+        for directory in
+            ["log", "kubelet/pods", "kubelet/device-plugins", "cni/bin", "cni/conf", "cdi", "pool", "programs"]
+        {
             let path = self.join(directory);
             fs::create_dir_all(&path).with_context(|| format!("failed to create {}", path.display()))?;
         }
-        let link = self.join("programs");
-        symlink(programs, &link).with_context(|| format!("failed to create {}", link.display()))?;
-        self.try_lock()?.with_context(|| format!("{} is locked right after its creation", self.root.display()))
+        let lock =
+            self.try_lock()?.with_context(|| format!("{} is locked right after its creation", self.root.display()))?;
+        for name in ["keelson", "keelson-cni"] {
+            put_program(&programs.join(name), &self.program(name))?;
+        }
+        Ok(lock)
     }
 
     /// Takes the lab's lock, or `None` while the process that runs it lives.
@@ -172,6 +176,19 @@ impl Default for Layout {
 /// Held while a lab's process lives; the kernel gives it back when the process ends, however it ends.
 #[derive(Debug)]
 pub(crate) struct Lock(#[expect(dead_code, reason = "held, not read")] File);
+
+/// Links the program, or copies it where that can't be done.
+fn put_program(from: &Path, to: &Path) -> Result<()> {
+    ensure!(from.is_file(), "{} is missing; run: cargo build --bins", from.display());
+    if fs::hard_link(from, to).is_ok() {
+        return Ok(());
+    }
+    // Another filesystem. Not by this process: one that it starts meanwhile would hold the copy open for writing, and
+    // the kernel executes no such file.
+    let output = Command::new("cp").arg(from).arg(to).output().context("failed to run cp")?;
+    ensure!(output.status.success(), "failed to copy: {}", String::from_utf8_lossy(&output.stderr).trim());
+    Ok(())
+}
 
 #[derive(Debug, PartialEq, Eq)]
 struct Route {

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand, ValueEnum};
-use keelson_nodelab::{Options, Outcome, clean, run};
+use keelson_nodelab::{Cleaned, Options, Outcome, clean, run};
 use keelson_testkit::workspace_root;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -115,8 +115,11 @@ fn clean_labs(lab: Option<&str>) -> Result<ExitCode> {
     for lab in &cleaned.in_use {
         eprintln!("{lab} is in use by a running nodelab or test; left alone");
     }
-    if cleaned.removed.is_empty() && cleaned.in_use.is_empty() {
+    for failure in &cleaned.failed {
+        eprintln!("nodelab: {failure}");
+    }
+    if cleaned == Cleaned::default() {
         eprintln!("nothing to clean up");
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(if cleaned.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

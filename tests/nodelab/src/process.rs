@@ -141,14 +141,12 @@ impl Drop for Daemon {
     }
 }
 
-/// The processes of a lab: those whose environment names it, those in its cgroups, and the suite's helpers, which get no
-/// environment but are given paths of the lab.
+/// The processes of a lab: those whose environment names it, those in its cgroups, and those that run its programs, since
+/// the suite's helpers get no environment.
 pub(crate) fn processes_of(layout: &Layout) -> Result<Vec<(u32, String)>> {
     let root = layout.root().as_os_str().as_bytes();
     let variable = [LAB_VARIABLE.as_bytes(), b"=", root].concat();
     let cgroup = format!("{}/", layout.cgroup());
-    // The link in the lab may be gone already, and with it what it names.
-    let keelson = layout.program("keelson").canonicalize().ok();
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").context("failed to list /proc")? {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
@@ -160,9 +158,7 @@ pub(crate) fn processes_of(layout: &Layout) -> Result<Vec<(u32, String)>> {
         let names_lab = || read("environ").split(|byte| *byte == 0).any(|entry| entry == variable);
         let is_in_cgroup = || String::from_utf8_lossy(&read("cgroup")).contains(&cgroup);
         let is_helper = || {
-            keelson.is_some()
-                && fs::read_link(format!("/proc/{pid}/exe")).ok() == keelson
-                && read("cmdline").windows(root.len()).any(|window| window == root)
+            fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|program| program.starts_with(layout.join("programs")))
         };
         if names_lab() || is_in_cgroup() || is_helper() {
             found.push((pid, String::from_utf8_lossy(&read("comm")).trim_end().to_owned()));

@@ -2,8 +2,9 @@
 
 use std::{
     fs,
+    io::{ErrorKind, Write},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -13,6 +14,7 @@ use nix::{
     mount::{MntFlags, umount2},
     sys::signal::{Signal, kill},
 };
+use serde_json::json;
 
 use crate::{
     cgroup::Cgroups,
@@ -37,7 +39,7 @@ pub(crate) fn sweep(layout: &Layout) -> Result<()> {
         }
     };
     attempt("processes", kill_processes(layout));
-    attempt("network", remove_network(layout));
+    attempt("network", release_attachments(layout).and_then(|()| remove_network(layout)));
     // Before the mounts: once those are detached, no path tells whose a loop device is.
     match loops_below(layout.root()) {
         Ok(loops) => {
@@ -51,9 +53,16 @@ pub(crate) fn sweep(layout: &Layout) -> Result<()> {
     if !failures.is_empty() {
         bail!("failed to remove all of {}: {}", layout.mark(), failures.join("; "));
     }
-    match fs::remove_dir_all(layout.root()) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("failed to remove {}", layout.root().display()))
+    // First of the files: without it, another call knows that only files are left.
+    remove(&layout.config_file(), |path| fs::remove_file(path))?;
+    remove(layout.root(), |path| fs::remove_dir_all(path))
+}
+
+/// Removes with `how` what may be gone already.
+fn remove(path: &Path, how: impl Fn(&Path) -> std::io::Result<()>) -> Result<()> {
+    match how(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("failed to remove {}", path.display()))
         }
         _ => Ok(()),
     }
@@ -136,12 +145,43 @@ fn wait_until_free(loops: &[(String, PathBuf)]) -> Result<()> {
     Ok(())
 }
 
+/// Has the network plugin drop the attachments of Pods that nobody deleted: what CNI's GC is for.
+fn release_attachments(layout: &Layout) -> Result<()> {
+    let records = layout.join("keelson/network");
+    if !layout.config_file().exists() || !records.exists() {
+        // Died before the first Pod was attached, or while the directory was removed.
+        return Ok(());
+    }
+    // Not read from the conflist, which `keelson uninstall` removes before anything else.
+    let config = json!({
+        "cniVersion": "1.1.0",
+        "name": layout.mark(),
+        "type": "keelson-cni",
+        "bridge": layout.bridge(),
+        "ipam": {"type": "keelson-cni", "dataDir": records},
+        "cni.dev/valid-attachments": [],
+    });
+    let directory = layout.join("cni/bin");
+    let mut child = Command::new(directory.join("keelson-cni"))
+        .env("CNI_COMMAND", "GC")
+        .env("CNI_PATH", &directory)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("failed to run keelson-cni")?;
+    child.stdin.take().context("keelson-cni has no standard input")?.write_all(config.to_string().as_bytes())?;
+    let output = child.wait_with_output()?;
+    // CNI's errors are on standard output.
+    ensure!(output.status.success(), "GC failed: {}", String::from_utf8_lossy(&output.stdout).trim());
+    Ok(())
+}
+
 /// Removes the bridge and what the network plugin keeps in nftables, which outlive the suite on purpose. The Pods' links
 /// go with their namespaces.
 pub(crate) fn remove_network(layout: &Layout) -> Result<()> {
     let config = layout.config_file();
     if !config.exists() {
-        // Died before the suite was started.
+        // Died before the suite was started, or while the directory was removed.
         return Ok(());
     }
     let output = Command::new(layout.program("keelson"))
