@@ -9,35 +9,35 @@ use crate::{
     store::StoreError,
 };
 
-/// Why a call failed.
+/// Why a call failed. Displayed it is the `msg` of the spec's error, which has to name what is wrong.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
-    #[error("invalid environment")]
+    #[error(transparent)]
     Environment(#[from] EnvironmentError),
-    #[error("failed to read the network config from stdin")]
+    #[error("failed to read the network config from stdin: {0}")]
     Stdin(std::io::Error),
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// A verb that the config's version of the spec doesn't have.
     #[error("incompatible CNI versions")]
     VerbTooNew { verb: &'static str, since: SpecVersion, config: SpecVersion },
-    #[error("invalid network namespace")]
+    #[error("invalid CNI_NETNS: {0}")]
     Namespace(#[from] NamespaceError),
-    #[error("the store of the network's records failed")]
+    #[error(transparent)]
     Store(#[from] StoreError),
-    #[error("the kernel refused an operation")]
+    #[error(transparent)]
     Kernel(#[from] KernelError),
-    #[error("the bridge can't be used")]
+    #[error(transparent)]
     Bridge(#[from] BridgeError),
-    #[error("the interface exists already")]
-    InterfaceExists(String),
+    #[error("container veth name ({ifname:?}) already exists")]
+    InterfaceExists { ifname: String },
     #[error("the attachment exists already and is not as it was made")]
     AttachmentDiffers(Vec<String>),
     #[error("the attachment is not as it was made")]
     CheckFailed(Vec<String>),
-    #[error("the network can't serve ADD")]
+    #[error("the network can't serve ADD: {0}")]
     Unavailable(String),
-    #[error("the network can't serve ADD, and existing Pods may have no network")]
+    #[error("the network can't serve ADD, and existing Pods may have no network: {0}")]
     Degraded(String),
     #[error("{} operations failed", .0.len())]
     Several(Vec<Failure>),
@@ -68,7 +68,7 @@ impl Failure {
             Self::Kernel(_) | Self::Bridge(BridgeError::Kernel(_)) | Self::Namespace(NamespaceError::Kernel(_)) => 100,
             // 101 is kept for a taken host port.
             Self::Bridge(BridgeError::NotABridge { .. } | BridgeError::OtherAddress { .. }) => 102,
-            Self::InterfaceExists(_) => 103,
+            Self::InterfaceExists { .. } => 103,
             Self::AttachmentDiffers(_) => 104,
             Self::CheckFailed(_) => 105,
             Self::Store(StoreError::Corrupt { .. } | StoreError::OtherVersion { .. }) => 106,
@@ -77,46 +77,47 @@ impl Failure {
         }
     }
 
+    /// What the message doesn't say yet: lists, and what to do.
     fn details(&self) -> String {
         match self {
-            Self::Environment(error) => error.to_string(),
-            Self::Stdin(error) => error.to_string(),
-            Self::Config(ConfigError::Decode(_)) => String::new(),
             Self::Config(ConfigError::Version(stated)) => incompatible(stated),
             Self::Config(ConfigError::Invalid(problems)) => problems.to_string(),
-            Self::Config(ConfigError::Unsupported(problem)) => problem.to_string(),
+            Self::Config(ConfigError::Unsupported(problem)) => problem.remedy.clone(),
             Self::VerbTooNew { verb, since, config } => {
-                format!("config version {config:?} does not allow {verb}, which needs {since} or later")
+                format!("config is {:?}, {verb} needs {since} or later", config.as_str())
             }
-            Self::Namespace(error) => format!("CNI_NETNS: {error}"),
-            Self::Store(error) => error.to_string(),
-            Self::Kernel(error) => error.to_string(),
-            Self::Bridge(error) => error.to_string(),
-            Self::InterfaceExists(text) | Self::Unavailable(text) | Self::Degraded(text) => text.clone(),
+            Self::InterfaceExists { .. } => "choose another CNI_IFNAME or remove it first".to_owned(),
             Self::AttachmentDiffers(differences) | Self::CheckFailed(differences) => differences.join("; "),
             Self::Several(failures) => {
                 let texts: Vec<String> = failures.iter().map(Self::one_line).collect();
                 texts.join("; ")
             }
+            Self::Config(ConfigError::Decode(_))
+            | Self::Environment(_)
+            | Self::Stdin(_)
+            | Self::Namespace(_)
+            | Self::Store(_)
+            | Self::Kernel(_)
+            | Self::Bridge(_)
+            | Self::Unavailable(_)
+            | Self::Degraded(_) => String::new(),
         }
     }
 
-    /// Message and details as one line, for stderr and for lists.
+    /// Message and details as libcni joins them, for stderr and for lists.
     pub(crate) fn one_line(&self) -> String {
         let details = self.details();
-        if details.is_empty() { self.to_string() } else { format!("{self}: {details}") }
+        if details.is_empty() { self.to_string() } else { format!("{self}; {details}") }
     }
 
     /// The error as the spec has it on stdout.
-    ///
-    /// The message is the whole story: runtimes show it, and many drop the details.
     pub(crate) fn to_json(&self, version: SpecVersion) -> Value {
-        let message = match self {
-            // What tools know these by.
-            Self::Config(ConfigError::Version(_)) | Self::VerbTooNew { .. } => self.to_string(),
-            _ => self.one_line(),
-        };
-        json!({"cniVersion": version.as_str(), "code": self.code(), "msg": message, "details": self.details()})
+        json!({
+            "cniVersion": version.as_str(),
+            "code": self.code(),
+            "msg": self.to_string(),
+            "details": self.details(),
+        })
     }
 }
 

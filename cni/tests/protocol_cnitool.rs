@@ -111,5 +111,5 @@ fn cnitool_understands_our_errors() {
     let installed = Installed::new(None);
     let answer = installed.cnitool("add", installed.node.host.path());
     assert_eq!(answer.status, 1);
-    assert!(answer.stderr.contains("invalid network namespace"), "{answer:?}");
+    assert!(answer.stderr.contains("is the host's own network namespace"), "{answer:?}");
 }

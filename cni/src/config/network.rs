@@ -41,7 +41,8 @@ pub(crate) enum ConfigError {
     Version(String),
     #[error("invalid network config")]
     Invalid(Problems),
-    #[error("unsupported field in the network config")]
+    /// The spec asks for key and value in the message.
+    #[error("unsupported field in the network config: {}: {:?} {}", .0.path, .0.value, .0.wrong)]
     Unsupported(Problem),
 }
 

@@ -1,6 +1,10 @@
 //! A synchronous netlink client: requests, batches and dumps, with the kernel's own words in the errors.
 
-use std::io;
+use std::{
+    io,
+    os::fd::AsFd,
+    time::{Duration, Instant},
+};
 
 use netlink_packet_core::{
     ErrorMessage, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuffer, NetlinkDeserializable,
@@ -10,6 +14,11 @@ use netlink_packet_netfilter::NetfilterMessage;
 use netlink_sys::{
     Socket, SocketAddr,
     protocols::{NETLINK_NETFILTER, NETLINK_ROUTE},
+};
+
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
 };
 
 use super::message::RouteNetlinkMessage;
@@ -41,8 +50,8 @@ impl KernelError {
         Self { doing: doing.into(), source: source.into(), detail: String::new() }
     }
 
-    pub(crate) fn errno(&self) -> Option<nix::errno::Errno> {
-        self.source.raw_os_error().map(nix::errno::Errno::from_raw)
+    pub(crate) fn errno(&self) -> Option<Errno> {
+        self.source.raw_os_error().map(Errno::from_raw)
     }
 }
 
@@ -135,6 +144,42 @@ impl NetfilterSocket {
         message: &NetfilterMessage,
     ) -> Result<Vec<NetfilterMessage>, KernelError> {
         self.0.dump(doing, message)
+    }
+}
+
+/// Told of each change of a link in the namespace in which it was opened.
+pub(crate) struct LinkEvents(Socket);
+
+impl LinkEvents {
+    pub(crate) fn open() -> Result<Self, KernelError> {
+        let failed = |error| KernelError::new("subscribe to link events", error);
+        let mut socket = Socket::new(NETLINK_ROUTE).map_err(failed)?;
+        socket.bind_auto().map_err(failed)?;
+        socket.add_membership(libc::RTNLGRP_LINK).map_err(failed)?;
+        Ok(Self(socket))
+    }
+
+    /// Waits for an event, and takes it; `false` if there was none until `deadline`.
+    pub(crate) fn wait(&self, deadline: Instant) -> Result<bool, KernelError> {
+        let failed = |error| KernelError::new("wait for a link event", error);
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            // Rounded up, so that the last part of a millisecond isn't spent turning round.
+            let timeout = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
+            let descriptor = self.0.as_fd();
+            match poll(&mut [PollFd::new(descriptor, PollFlags::POLLIN)], timeout) {
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(failed(errno.into())),
+                Ok(0) if left.is_zero() => return Ok(false),
+                Ok(0) => {}
+                Ok(_) => break,
+            }
+        }
+        // What the event says doesn't matter, nor that events were lost: the caller looks for itself.
+        match self.0.recv_from_full() {
+            Err(error) if error.raw_os_error() != Some(libc::ENOBUFS) => Err(failed(error)),
+            _ => Ok(true),
+        }
     }
 }
 
@@ -249,7 +294,7 @@ impl NetlinkSocket {
                 return Ok(found);
             }
         }
-        Err(KernelError::new(doing, nix::errno::Errno::EINTR))
+        Err(KernelError::new(doing, Errno::EINTR))
     }
 
     /// One dump's answers; `None` if it was interrupted by a change.

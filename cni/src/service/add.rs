@@ -102,7 +102,7 @@ impl Addition<'_> {
         let ours = naming::host_interface(&self.config.name, &self.call.key);
         let ifname = &self.call.key.ifname;
         if link::find(&mut self.inside, ifname)?.is_some() && link::find(&mut self.host, &ours)?.is_none() {
-            return Err(interface_exists(ifname));
+            return Err(Failure::InterfaceExists { ifname: ifname.clone() });
         }
         Ok(())
     }
@@ -153,6 +153,9 @@ impl Addition<'_> {
         let (hairpin, isolated) = (self.attachment.hairpin, self.attachment.isolated);
         veth::configure_host_end(&mut self.host, &record.host_interface, &alias, hairpin, isolated)?;
         let container = self.configure_container_end(record)?;
+        link::wait_until_running(&mut self.host, &record.host_interface)?;
+        // The first port brings the bridge to life; a bridge with spanning tree takes its time, for which nobody waits.
+        let bridge = link::find(&mut self.host, &record.bridge)?.unwrap_or(bridge);
         Ok(result(record, &self.attachment.dns, &bridge, &container))
     }
 
@@ -185,7 +188,9 @@ impl Addition<'_> {
                 // Nobody else uses the name on the host: it's what an ADD left whose record was lost.
                 link::delete(&mut self.host, pair.host_name)?;
                 match veth::create(&mut self.host, pair, bridge.index, &self.namespace) {
-                    Err(error) if error.errno() == Some(Errno::EEXIST) => Err(interface_exists(pair.container_name)),
+                    Err(error) if error.errno() == Some(Errno::EEXIST) => {
+                        Err(Failure::InterfaceExists { ifname: pair.container_name.to_owned() })
+                    }
                     other => Ok(other?),
                 }
             }
@@ -215,6 +220,7 @@ impl Addition<'_> {
             flags: NLM_F_CREATE | NLM_F_APPEND,
         }));
         self.inside.batch(&steps)?;
+        link::wait_until_running(&mut self.inside, ifname)?;
         Ok(link)
     }
 
@@ -232,11 +238,6 @@ impl Addition<'_> {
             _ => Err(Failure::AttachmentDiffers(differences)),
         }
     }
-}
-
-fn interface_exists(ifname: &str) -> Failure {
-    let remedy = "choose another CNI_IFNAME or remove it first";
-    Failure::InterfaceExists(format!("container veth name ({ifname:?}) already exists; {remedy}"))
 }
 
 /// The route with the gateway of its family, unless it says that it has none.
