@@ -23,6 +23,11 @@ impl<'a> Fields<'a> {
         Self { path: path.to_owned(), object }
     }
 
+    /// Where the object was found.
+    pub(crate) fn path(&self) -> &str {
+        &self.path
+    }
+
     /// The path of `key` in this object.
     pub(crate) fn path_of(&self, key: &str) -> String {
         if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }

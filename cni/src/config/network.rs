@@ -328,35 +328,28 @@ fn built_in_ipam<'a>(top: &Fields<'a>) -> Result<Option<Fields<'a>>, ConfigError
     }
 }
 
-/// The runtime's ranges first, then `subnet` and its shorthand, then `ranges`: host-local's order.
+/// The runtime's ranges first, then `subnet` with its companions, then `ranges`: host-local's order.
 fn parse_sets(ipam: &Fields<'_>, runtime: &Fields<'_>) -> Result<Vec<RangeSet>, ConfigError> {
-    let mut sets = Vec::new();
-    let mut paths = Vec::new();
-    let mut add = |ranges: Vec<Fields<'_>>| -> Result<(), Problem> {
-        paths.push(ranges.iter().map(|range| range.path_of("subnet")).collect::<Vec<_>>());
-        sets.push(RangeSet(ranges.iter().map(parse_range).collect::<Result<_, _>>()?));
-        Ok(())
-    };
-    let lists = |fields: &Fields<'_>, key: &str| -> Result<Vec<(String, Value)>, Problem> {
-        let path = fields.path_of(key);
-        Ok(fields
-            .array(key)?
-            .iter()
-            .enumerate()
-            .map(|(index, value)| (format!("{path}[{index}]"), value.clone()))
-            .collect())
-    };
-    for (path, value) in lists(runtime, "ipRanges")? {
-        add(objects(&path, value.as_array().ok_or_else(|| not_a(&path, &value, "a list"))?)?)?;
-    }
+    let mut lists = range_lists(runtime, "ipRanges")?;
     if ipam.string("subnet")?.is_some() {
-        add(vec![ipam.clone()])?;
+        lists.push(vec![ipam.clone()]);
     }
-    for (path, value) in lists(ipam, "ranges")? {
-        add(objects(&path, value.as_array().ok_or_else(|| not_a(&path, &value, "a list"))?)?)?;
+    lists.extend(range_lists(ipam, "ranges")?);
+    let mut sets = Vec::new();
+    for list in &lists {
+        sets.push(RangeSet(list.iter().map(parse_range).collect::<Result<_, _>>()?));
     }
-    let problems = check_sets(&sets, &ipam.path_of("ranges"), |set, range| paths[set][range].clone());
+    let problems = check_sets(&sets, &ipam.path_of("ranges"), |set, range| lists[set][range].path_of("subnet"));
     Ok(problems.into_result(sets)?)
+}
+
+/// The lists of range objects in the list at `key`.
+fn range_lists<'a>(fields: &Fields<'a>, key: &str) -> Result<Vec<Vec<Fields<'a>>>, Problem> {
+    let lists = fields.array(key)?.iter().enumerate().map(|(index, value)| {
+        let path = format!("{}[{index}]", fields.path_of(key));
+        objects(&path, value.as_array().ok_or_else(|| not_a(&path, value, "a list"))?)
+    });
+    lists.collect()
 }
 
 fn parse_range(range: &Fields<'_>) -> Result<Range, Problem> {
@@ -367,10 +360,7 @@ fn parse_range(range: &Fields<'_>) -> Result<Range, Problem> {
         last: owned("rangeEnd")?,
         gateway: owned("gateway")?,
     };
-    let subnet_path = range.path_of("subnet");
-    // `path_of` of an empty key would end in a dot.
-    let path = subnet_path.strip_suffix(".subnet").unwrap_or_default().to_owned();
-    Range::new(&path, &subnet_path, &text)
+    Range::new(range.path(), &range.path_of("subnet"), &text)
 }
 
 fn parse_routes(ipam: &Fields<'_>) -> Result<Vec<Route>, Problem> {
