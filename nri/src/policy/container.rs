@@ -33,6 +33,7 @@ pub(crate) struct Container {
     pub(crate) qos: Qos,
     /// The CPU limit where that is a whole number of CPUs, see [`whole_cpus`].
     pub(crate) whole_cpus: Option<u32>,
+    /// Its memory limit, else its Pod's.
     pub(crate) memory_limit_bytes: Option<u64>,
     /// The NUMA nodes of the devices that it was given.
     pub(crate) device_nodes: BTreeSet<u32>,

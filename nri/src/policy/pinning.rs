@@ -344,9 +344,7 @@ impl Pinning {
                 self.machine.online().len()
             ));
         }
-        let memory_fits = |node| {
-            container.memory_limit_bytes.is_some_and(|limit| self.bind_memory(limit, &CpuSet::from([node])).is_ok())
-        };
+        let memory_fits = |node| self.bind_memory(container.memory_limit_bytes, &CpuSet::from([node])).is_ok();
         let choice = self.machine.choose(&free, wanted, &container.device_nodes, memory_fits).ok_or_else(|| {
             format!(
                 "it wants {count} exclusive CPUs and {} are free: of {} online ones {} are exclusive, {} are reserved, \
@@ -378,17 +376,16 @@ impl Pinning {
         if !container.mems.is_empty() {
             return (CpuSet::new(), Some(format!("it came with memory nodes {}, which are kept", container.mems)));
         }
-        let Some(limit) = container.memory_limit_bytes else {
-            return (CpuSet::new(), Some("its memory is not bound: it has no memory limit".to_owned()));
-        };
-        match self.bind_memory(limit, nodes) {
+        match self.bind_memory(container.memory_limit_bytes, nodes) {
             Ok(()) => (nodes.clone(), Some(format!("its memory is bound to node {nodes}, where its CPUs are"))),
             Err(obstacle) => (CpuSet::new(), Some(format!("its memory is not bound: {obstacle}"))),
         }
     }
 
     /// Whether `limit` bytes fit beside what exclusive containers are promised on `nodes`.
-    fn bind_memory(&self, limit: u64, nodes: &CpuSet) -> Result<(), String> {
+    ///
+    /// Kubernetes gives every Guaranteed container or its Pod a limit; where there is none, nothing is promised.
+    fn bind_memory(&self, limit: Option<u64>, nodes: &CpuSet) -> Result<(), String> {
         // The kernel accepts only nodes with memory in cpuset.mems, so each of them must have some.
         if let Some(node) = nodes.iter().find(|node| self.machine.memory_bytes(*node) == 0) {
             return Err(format!("node {node} has no memory"));
@@ -401,6 +398,7 @@ impl Pinning {
             .filter(|placed| matches!(&placed.placement.kind, Kind::Exclusive { mems, .. } if !mems.is_disjoint(nodes)))
             .filter_map(|placed| placed.container.memory_limit_bytes)
             .fold(0, u64::saturating_add);
+        let limit = limit.unwrap_or(0);
         if promised.saturating_add(limit) > capacity {
             return Err(format!("{limit} bytes don't fit on node {nodes}: {promised} of {capacity} are promised"));
         }

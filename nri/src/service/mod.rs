@@ -182,3 +182,51 @@ impl Service<Call> for Events {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use keelson_host::{CpuSet, DeviceKind, fixture::Spec};
+    use prometheus_client::registry::Registry;
+
+    use super::*;
+
+    struct NoDevices;
+
+    impl DeviceLocality for NoDevices {
+        fn numa_node(&self, _: DeviceKind, _: u32, _: u32) -> Option<u32> {
+            None
+        }
+    }
+
+    fn events(recorder: Recorder) -> Events {
+        let metrics = Metrics::register(&mut Registry::default());
+        let (ready, _) = watch::channel(Err(String::new()));
+        let mut events = Events::new(Mode::Enforce, Arc::new(NoDevices), metrics, ready, recorder, BTreeMap::new());
+        let topology = "cores=4".parse::<Spec>().unwrap().topology();
+        events.begin(Machine::new(&topology, &CpuSet::new()));
+        events
+    }
+
+    fn call(method: &str, request: &impl Message, timeout: Duration) -> Call {
+        let service = PLUGIN_SERVICE.to_owned();
+        Call { service, method: method.to_owned(), payload: request.encode_to_vec(), timeout: Some(timeout) }
+    }
+
+    #[test]
+    fn a_disk_that_hangs_takes_half_the_time_and_not_the_answer() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            let (recorder, _disk) = Recorder::hanging();
+            let mut events = events(recorder);
+            let synchronize = nri::SynchronizeRequest::default();
+            events.call(call("Synchronize", &synchronize, Duration::from_secs(3600))).await.unwrap();
+            let container = nri::Container { id: "c1".to_owned(), ..nri::Container::default() };
+            let create = nri::CreateContainerRequest { pod: None, container: Some(container) };
+            let answer = events.call(call("CreateContainer", &create, Duration::from_millis(2))).await.unwrap();
+            let answer = nri::CreateContainerResponse::decode(answer.as_slice()).unwrap();
+            let resources = answer.adjust.unwrap().linux.unwrap().resources.unwrap();
+            assert_eq!(resources.cpu.unwrap().cpus, "0-3");
+            assert_eq!(events.metrics.record_failures.get(), 1);
+        });
+    }
+}

@@ -38,7 +38,7 @@ pub(super) fn container(pod: &PodSandbox, container: &Container) -> Result<polic
     let oom_score_adj = linux.and_then(|linux| linux.oom_score_adj.as_ref()).map(|score| score.value);
     let resources = linux.and_then(|linux| linux.resources.as_ref());
     let cpu = resources.and_then(|resources| resources.cpu.as_ref());
-    let memory = resources.and_then(|resources| resources.memory.as_ref());
+    let pod_resources = pod.linux.as_ref().and_then(|linux| linux.pod_resources.as_ref());
     let annotations = pod.annotations.iter().map(|(key, value)| (key.as_str(), value.as_str()));
     Ok(policy::Container {
         id: container.id.clone(),
@@ -55,15 +55,18 @@ pub(super) fn container(pod: &PodSandbox, container: &Container) -> Result<polic
             cpu.and_then(|cpu| cpu.period.as_ref()).map(|period| period.value),
             cpu.and_then(|cpu| cpu.shares.as_ref()).map(|shares| shares.value),
         ),
-        memory_limit_bytes: memory
-            .and_then(|memory| memory.limit.as_ref())
-            .and_then(|limit| u64::try_from(limit.value).ok())
-            .filter(|limit| *limit > 0),
+        memory_limit_bytes: memory_limit(resources).or(memory_limit(pod_resources)),
         device_nodes: BTreeSet::new(),
         wishes: Wishes::parse(annotations, &container.name),
         cpus: list("container.linux.resources.cpu.cpus", cpu.map(|cpu| cpu.cpus.as_str()))?,
         mems: list("container.linux.resources.cpu.mems", cpu.map(|cpu| cpu.mems.as_str()))?,
     })
+}
+
+/// The memory limit in bytes; 0 and -1 are none.
+fn memory_limit(resources: Option<&LinuxResources>) -> Option<u64> {
+    let limit = resources?.memory.as_ref()?.limit.as_ref()?;
+    u64::try_from(limit.value).ok().filter(|limit| *limit > 0)
 }
 
 fn list(field: &'static str, text: Option<&str>) -> Result<CpuSet, Failure> {
@@ -190,6 +193,10 @@ mod tests {
         Container { id: "c1".to_owned(), linux: Some(linux), ..Container::default() }
     }
 
+    fn memory(limit: i64) -> LinuxMemory {
+        LinuxMemory { limit: Some(OptionalInt64 { value: limit }), ..LinuxMemory::default() }
+    }
+
     fn device(kind: &str, major: i64, minor: i64) -> LinuxDevice {
         LinuxDevice { r#type: kind.to_owned(), major, minor, ..LinuxDevice::default() }
     }
@@ -221,12 +228,14 @@ mod tests {
     fn limits_that_are_none_are_none() {
         let mut described = described(LinuxCpu { quota: Some(OptionalInt64 { value: -1 }), ..LinuxCpu::default() });
         let resources = described.linux.as_mut().unwrap().resources.as_mut().unwrap();
-        for limit in [0, -1, i64::MIN] {
-            resources.memory =
-                Some(LinuxMemory { limit: Some(OptionalInt64 { value: limit }), ..LinuxMemory::default() });
-        }
-        let container = container(&PodSandbox::default(), &described).unwrap();
-        assert_eq!((container.whole_cpus, container.memory_limit_bytes), (None, None));
+        resources.memory = Some(memory(-1));
+        let bare = container(&PodSandbox::default(), &described).unwrap();
+        assert_eq!((bare.whole_cpus, bare.memory_limit_bytes), (None, None));
+        // A Pod may have a limit for all its containers together.
+        let pod_resources = Some(LinuxResources { memory: Some(memory(4096)), ..LinuxResources::default() });
+        let linux = Some(LinuxPodSandbox { pod_resources, ..LinuxPodSandbox::default() });
+        let pod = PodSandbox { linux, ..PodSandbox::default() };
+        assert_eq!(container(&pod, &described).unwrap().memory_limit_bytes, Some(4096));
     }
 
     #[test]

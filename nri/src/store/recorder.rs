@@ -58,3 +58,12 @@ impl Recorder {
         receiver
     }
 }
+
+#[cfg(test)]
+impl Recorder {
+    /// A recorder on a disk that hangs: what is queued is never written. It hangs as long as the second value lives.
+    pub(crate) fn hanging() -> (Self, impl Sized) {
+        let (queue, jobs) = mpsc::channel();
+        (Self { queue }, jobs)
+    }
+}
