@@ -114,9 +114,10 @@ impl Lab {
         let layout = Layout::new();
         let range = layout.free_range()?;
         let cgroups = Cgroups::find()?;
-        let lock = layout.create(programs)?;
+        let lock = layout.create()?;
         // From here on: what fails is swept away.
         let guard = Guard { layout: layout.clone(), armed: true, _lock: lock };
+        layout.put_programs(programs)?;
         share_mounts(&layout)?;
         progress(&format!("Starting containerd in {}", layout.root().display()));
         let mut containerd = Containerd::start(&layout).await?;

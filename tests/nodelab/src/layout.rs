@@ -110,12 +110,12 @@ impl Layout {
         self.join("programs").join(name)
     }
 
-    /// Makes the directory, puts the suite's programs there from the directory `programs`, and takes its lock.
+    /// Makes the directory and takes its lock.
     ///
     /// # Errors
     ///
     /// When it exists or can't be made.
-    pub(crate) fn create(&self, programs: &Path) -> Result<Lock> {
+    pub(crate) fn create(&self) -> Result<Lock> {
         fs::create_dir(&self.root).with_context(|| format!("failed to create {}", self.root.display()))?;
         for directory in
             ["log", "kubelet/pods", "kubelet/device-plugins", "cni/bin", "cni/conf", "cdi", "pool", "programs"]
@@ -123,12 +123,16 @@ impl Layout {
             let path = self.join(directory);
             fs::create_dir_all(&path).with_context(|| format!("failed to create {}", path.display()))?;
         }
-        let lock =
-            self.try_lock()?.with_context(|| format!("{} is locked right after its creation", self.root.display()))?;
-        for name in ["keelson", "keelson-cni"] {
-            put_program(&programs.join(name), &self.program(name))?;
-        }
-        Ok(lock)
+        self.try_lock()?.with_context(|| format!("{} is locked right after its creation", self.root.display()))
+    }
+
+    /// Puts the suite's programs into the lab's directory from the directory `programs`.
+    ///
+    /// # Errors
+    ///
+    /// When one is missing.
+    pub(crate) fn put_programs(&self, programs: &Path) -> Result<()> {
+        ["keelson", "keelson-cni"].iter().try_for_each(|name| put_program(&programs.join(name), &self.program(name)))
     }
 
     /// Takes the lab's lock, or `None` while the process that runs it lives.

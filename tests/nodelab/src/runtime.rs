@@ -35,7 +35,7 @@ impl Runtime {
     /// When the machine lacks something or containerd doesn't come up with that network, with the end of its log.
     pub async fn start(plugins: &Path, conflist: &str) -> Result<Self> {
         let layout = Layout::new();
-        let lock = layout.create(plugins)?;
+        let lock = layout.create()?;
         let cri = Cri::at(&layout.containerd_socket())?;
         // From here on: what fails is swept away.
         let mut runtime = Self { layout, cri, containerd: None, _lock: lock };
