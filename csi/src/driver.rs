@@ -13,13 +13,13 @@ use prometheus_client::{
 };
 use tokio::{net::UnixListener, sync::watch, time::timeout};
 use tokio_stream::wrappers::UnixListenerStream;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
 use crate::{
     StorageSettings,
     error::{Error, full_message},
-    service::{InFlight, Metrics, ObserveLayer, Service, State},
+    service::{Metrics, ObserveLayer, Service, State},
     store::{Attachments, Pools},
 };
 
@@ -67,8 +67,7 @@ impl Driver {
             }
         }
         let metrics = Metrics::register(registry);
-        let state = State { settings, pools, attachments, in_flight: InFlight::default(), tasks: TaskTracker::new() };
-        Ok(Self { service: Service::new(state), metrics })
+        Ok(Self { service: Service::new(State::new(settings, pools, attachments)), metrics })
     }
 
     /// Serves until `shutdown` fires, then lets the running operations end and removes the socket.

@@ -140,10 +140,13 @@ impl Coded for RecordError {
     }
 }
 
-/// Others may write to the pool's filesystem as well, so it can be full although it was counted.
+/// For files of the driver's own.
 fn code_of_io(error: &io::Error) -> Code {
-    match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Code::ResourceExhausted,
+    match error.raw_os_error() {
+        // Others may write to the pool's filesystem as well, so it can be full although it was counted.
+        Some(libc::ENOSPC | libc::EDQUOT) => Code::ResourceExhausted,
+        // The disk is failing; what is on it can't be told.
+        Some(libc::EIO | libc::EROFS) => Code::Unavailable,
         _ => Code::Internal,
     }
 }
@@ -251,7 +254,7 @@ impl Coded for VolumeError {
             Self::Lookup(error) => error.code(),
             Self::Kernel(error) => error.code(),
             Self::Record(error) => error.code(),
-            Self::LostFilesystem { .. } | Self::WrongSize { .. } => Code::FailedPrecondition,
+            Self::LostFilesystem { .. } | Self::WrongSize { .. } | Self::Covered { .. } => Code::FailedPrecondition,
             Self::NotThere { .. } | Self::Stacked { .. } => Code::Internal,
         }
     }
@@ -283,8 +286,7 @@ impl Coded for PublishError {
             | Self::NoStagingPath
             | Self::Unfit { .. }
             | Self::NotStaged { .. }
-            | Self::Elsewhere { .. }
-            | Self::Covered { .. } => Code::FailedPrecondition,
+            | Self::Elsewhere { .. } => Code::FailedPrecondition,
         }
     }
 }

@@ -129,7 +129,7 @@ fn what_is_wrong_with_a_pool_is_named_by_its_key() {
 
 #[test]
 fn a_pool_on_everybodys_filesystem_is_refused_unless_allowed() {
-    // The crate's own folder lies on the root filesystem, or else the test would prove nothing.
+    // The kubelet's directory lies below it, or would.
     let pool = json!({"name": "p", "path": "/var/lib", "allowSharedFilesystem": false});
     let problems = section(&json!({"pools": [pool]})).validate(&node(Path::new("/nonexistent"))).unwrap_err();
     assert_eq!(problems.0[0].path, "storage.pools[0].path");

@@ -1,10 +1,10 @@
-//! The layer around every RPC: counts, times, and a limit on how many run at once.
+//! The layer around every RPC: counts and times.
 
 use std::{
     collections::BTreeSet,
     future::Future,
     pin::Pin,
-    sync::{Arc, LazyLock},
+    sync::LazyLock,
     task::{Context, Poll},
     time::Instant,
 };
@@ -21,16 +21,11 @@ use prometheus_client::{
 };
 use prost::Message;
 use prost_types::FileDescriptorSet;
-use tokio::sync::Semaphore;
 use tonic::{
     Code, Status,
     codegen::http::{Request, Response},
 };
 use tower::{Layer, Service};
-
-/// How many calls may run at once. The kubelet and the sidecars have some dozens; far more is a sign that a disk has
-/// stopped answering, and then each further thread would be one more that waits for it.
-const MOST_CALLS: usize = 256;
 
 /// The figures about RPCs.
 #[derive(Clone, Debug)]
@@ -70,12 +65,11 @@ impl Metrics {
 #[derive(Clone, Debug)]
 pub(crate) struct ObserveLayer {
     metrics: Metrics,
-    slots: Arc<Semaphore>,
 }
 
 impl ObserveLayer {
     pub(crate) fn new(metrics: Metrics) -> Self {
-        Self { metrics, slots: Arc::new(Semaphore::new(MOST_CALLS)) }
+        Self { metrics }
     }
 }
 
@@ -83,22 +77,21 @@ impl<S> Layer<S> for ObserveLayer {
     type Service = Observe<S>;
 
     fn layer(&self, inner: S) -> Observe<S> {
-        Observe { inner, layer: self.clone() }
+        Observe { inner, metrics: self.metrics.clone() }
     }
 }
 
-/// A service whose calls are counted, timed and limited.
+/// A service whose calls are counted and timed.
 #[derive(Clone, Debug)]
 pub(crate) struct Observe<S> {
     inner: S,
-    layer: ObserveLayer,
+    metrics: Metrics,
 }
 
 impl<S, Body, Answer> Service<Request<Body>> for Observe<S>
 where
     S: Service<Request<Body>, Response = Response<Answer>>,
     S::Future: Send + 'static,
-    Answer: Default,
 {
     type Response = S::Response;
     type Error = S::Error;
@@ -113,17 +106,11 @@ where
         // to what a client could send.
         let known = request.uri().path().rsplit('/').next().filter(|method| is_known(method));
         let method = known.unwrap_or("unknown").to_owned();
-        let metrics = self.layer.metrics.clone();
-        let Ok(slot) = Arc::clone(&self.layer.slots).try_acquire_owned() else {
-            metrics.count(&method, Code::Unavailable);
-            let message = format!("{MOST_CALLS} calls are running already; try again later");
-            return Box::pin(async { Ok(Status::unavailable(message).into_http()) });
-        };
+        let metrics = self.metrics.clone();
         let work = self.inner.call(request);
         Box::pin(async move {
             let running = Running::start(metrics.in_flight.clone());
             let answer = work.await;
-            drop(slot);
             // A failed unary call has its code in the headers; only a successful one has it in the trailers.
             let code = match &answer {
                 Ok(answer) => Status::from_header_map(answer.headers()).map_or(Code::Ok, |status| status.code()),

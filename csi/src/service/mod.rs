@@ -16,6 +16,7 @@ mod volume;
 
 use std::sync::Arc;
 
+use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 use tonic::{Response, Status};
 
@@ -34,6 +35,10 @@ use crate::{
     store::{Attachments, Pools},
 };
 
+/// How many calls may be worked on at once. The kubelet and the sidecars have some dozens; far more is a sign that a
+/// disk has stopped answering, and then each further thread would be one more that waits for it.
+const MOST_CALLS: usize = 256;
+
 /// What all three CSI services work on.
 #[derive(Clone, Debug)]
 pub(crate) struct Service(Arc<State>);
@@ -46,6 +51,14 @@ pub(crate) struct State {
     pub(crate) attachments: Attachments,
     pub(crate) in_flight: InFlight,
     pub(crate) tasks: TaskTracker,
+    slots: Arc<Semaphore>,
+}
+
+impl State {
+    pub(crate) fn new(settings: StorageSettings, pools: Pools, attachments: Attachments) -> Self {
+        let slots = Arc::new(Semaphore::new(MOST_CALLS));
+        Self { settings, pools, attachments, in_flight: InFlight::default(), tasks: TaskTracker::new(), slots }
+    }
 }
 
 impl Service {
@@ -73,8 +86,13 @@ impl Service {
         E: std::error::Error + Into<Status> + Send + 'static,
     {
         let state = Arc::clone(&self.0);
+        // Held by the work, which goes on when the client has gone.
+        let Ok(slot) = Arc::clone(&state.slots).try_acquire_owned() else {
+            return Err(Status::unavailable(format!("{MOST_CALLS} calls are running already; try again later")));
+        };
         let volume = volume.to_owned();
         let task = self.0.tasks.spawn_blocking(move || {
+            let _slot = slot;
             work(&state).map_err(|error| {
                 let message = full_message(&error);
                 let status = error.into();

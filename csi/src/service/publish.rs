@@ -34,8 +34,6 @@ pub(crate) enum PublishError {
     Different { id: String, target: TargetPath },
     #[error("volume {id} is published at {target}, and only SINGLE_NODE_MULTI_WRITER allows a second place")]
     Elsewhere { id: String, target: TargetPath },
-    #[error("something that is not volume {id} is mounted at {target}; it is left alone")]
-    Covered { id: String, target: TargetPath },
 }
 
 impl From<Problem> for PublishError {
@@ -92,11 +90,9 @@ pub(super) fn publish(
     if !volume.is_staged_at(&presence, &staging)? {
         restage(&volume, staged)?;
     }
+    volume.expect_uncovered(&target, &presence)?;
     // Mounted but not recorded is the volume itself after the state directory was lost.
     let there = presence.is_at(&target).map_err(VolumeError::from)?;
-    if presence.is_covered(&target) && !there {
-        return Err(PublishError::Covered { id: id.to_owned(), target });
-    }
     attachment.published.push(wanted);
     volume.write(&attachment)?;
     if !there {
@@ -123,10 +119,6 @@ pub(super) fn unpublish(
     let mut attachment = volume.attachment(&presence)?;
     if attachment.staged.as_ref().is_some_and(|staged| staged.path == target) {
         return Err(Problem::new("target_path", target, "is the staging path", "unstage it instead").into());
-    }
-    volume.unmount(&target)?;
-    if volume.presence()?.is_covered(&target) {
-        return Err(PublishError::Covered { id: id.to_owned(), target });
     }
     volume.unpublish(&target)?;
     attachment.published.retain(|publication| publication.target != target);

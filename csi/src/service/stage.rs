@@ -78,7 +78,14 @@ pub(super) fn stage(state: &State, request: &NodeStageVolumeRequest) -> Result<N
     }
     attachment.staged = Some(Staged { path: staging.clone(), capability: capability.clone() });
     volume.write(&attachment)?;
-    volume.stage(&staging, &capability)?;
+    if let Err(error) = volume.stage(&staging, &capability) {
+        // Or the next publish would take it for a stage that a reboot undid.
+        attachment.staged = None;
+        if let Err(error) = volume.write(&attachment) {
+            tracing::warn!(volume = id, %error, "failed to undo the record of a failed stage");
+        }
+        return Err(error.into());
+    }
     tracing::info!(volume = id, path = %staging, "volume staged");
     Ok(NodeStageVolumeResponse {})
 }

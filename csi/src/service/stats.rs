@@ -3,9 +3,9 @@
 use keelson_host::Problem;
 use keelson_proto::csi::v1::{NodeGetVolumeStatsRequest, NodeGetVolumeStatsResponse, VolumeUsage, volume_usage::Unit};
 
-use super::{State, VolumeError, request::required, volume::Volume};
+use super::{State, VolumeError, request::required};
 use crate::{
-    kernel::{KernelError, filesystem, path},
+    kernel::{KernelError, Presence, filesystem, path},
     policy::{Content, TargetPath},
 };
 
@@ -36,16 +36,19 @@ pub(super) fn stats(
     if request.volume_path.is_empty() {
         return Err(Problem::new("volume_path", "", "is missing", "it is required").into());
     }
-    let volume = Volume::take(state, id, "NodeGetVolumeStats")?;
+    // Looking disturbs no other operation; but on a disk that doesn't answer, one that waits is enough.
+    let _guard = state.in_flight.begin(format!("stats of {id}"), "NodeGetVolumeStats").map_err(VolumeError::from)?;
+    let (pool, record) = state.pools.locate(id).map_err(VolumeError::from)?;
     let not_there = || StatsError::NotThere { id: id.to_owned(), path: request.volume_path.clone() };
     // No volume is at what can't be a target path.
     let path = TargetPath::try_from(request.volume_path.clone()).map_err(|_| not_there())?;
-    let presence = volume.presence()?;
+    let presence = Presence::read(&state.settings.root, &pool.folder(&record.id), record.content.kind())
+        .map_err(VolumeError::from)?;
     if !presence.is_at(&path).map_err(VolumeError::from)? {
         return Err(not_there());
     }
-    let usage = if volume.record.content == Content::Block {
-        vec![usage(Unit::Bytes, volume.record.bytes, 0, 0)]
+    let usage = if record.content == Content::Block {
+        vec![usage(Unit::Bytes, record.bytes, 0, 0)]
     } else {
         let failed = KernelError::path(path.as_path());
         let found = path::open(&path).and_then(filesystem::usage).map_err(failed).map_err(VolumeError::from)?;

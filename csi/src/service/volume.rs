@@ -45,6 +45,8 @@ pub(crate) enum VolumeError {
     NotThere { id: String, path: TargetPath },
     #[error("volume {id} is mounted more than {DEEPEST_STACK} times at {path}")]
     Stacked { id: String, path: TargetPath },
+    #[error("something that is not volume {id} is mounted at {path}; it is left alone")]
+    Covered { id: String, path: TargetPath },
 }
 
 impl<'a> Volume<'a> {
@@ -211,6 +213,7 @@ impl<'a> Volume<'a> {
     /// Unmounts it at `target`, as often as it takes, and removes what was made to mount it on.
     pub(super) fn unpublish(&self, target: &TargetPath) -> Result<(), VolumeError> {
         self.unmount(target)?;
+        self.expect_uncovered(target, &self.presence()?)?;
         Ok(path::remove(target).map_err(KernelError::path(target.as_path()))?)
     }
 
@@ -223,6 +226,14 @@ impl<'a> Volume<'a> {
             self.run(&Request::Unmount { target: path.clone() })?;
         }
         Err(VolumeError::Stacked { id: self.id(), path: path.clone() })
+    }
+
+    /// Checks that nobody else's mount is at `path`.
+    pub(super) fn expect_uncovered(&self, path: &TargetPath, presence: &Presence) -> Result<(), VolumeError> {
+        if presence.is_covered(path) && !presence.is_at(path)? {
+            return Err(VolumeError::Covered { id: self.id(), path: path.clone() });
+        }
+        Ok(())
     }
 
     fn run(&self, request: &Request) -> Result<(), VolumeError> {
