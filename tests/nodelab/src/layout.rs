@@ -117,13 +117,16 @@ impl Layout {
     /// When it exists or can't be made.
     pub(crate) fn create(&self) -> Result<Lock> {
         fs::create_dir(&self.root).with_context(|| format!("failed to create {}", self.root.display()))?;
+        // Before anything else: an unlocked lab is one to clean up.
+        let lock =
+            self.try_lock()?.with_context(|| format!("{} is locked right after its creation", self.root.display()))?;
         for directory in
             ["log", "kubelet/pods", "kubelet/device-plugins", "cni/bin", "cni/conf", "cdi", "pool", "programs"]
         {
             let path = self.join(directory);
             fs::create_dir_all(&path).with_context(|| format!("failed to create {}", path.display()))?;
         }
-        self.try_lock()?.with_context(|| format!("{} is locked right after its creation", self.root.display()))
+        Ok(lock)
     }
 
     /// Puts the suite's programs into the lab's directory from the directory `programs`.

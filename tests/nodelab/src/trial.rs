@@ -347,16 +347,19 @@ fn how_to_look(lab: &mut Lab, scene: &Scene) -> Result<String> {
     Ok(format!(
         "The Pods are left running in {root}. To look:
   what runs            {ctr} tasks list
-  a shell in app       {ctr} tasks exec --tty --exec-id look {app} sh
-  the same for peer    {ctr} tasks exec --tty --exec-id look {peer} sh
+  a shell in app       {ctr} {exec} {app} sh
+  the same for peer    {ctr} {exec} {peer} sh
   app's network        nsenter --target {app_pid} --net ip address
   app's file           curl --silent http://{address}:8080/payload | sha256sum
-  app's volume         nsenter --target {app_pid} --mount findmnt /data
+  app's volume         grep /data /proc/{app_pid}/mountinfo
   app's CPU            grep Cpus_allowed_list /proc/{app_pid}/status
   with cri-tools       crictl --runtime-endpoint unix://{root}/containerd.sock pods
   the suite's health   curl http://{metrics}/readyz
   its config and logs  {root}/config.yaml, {root}/log/
+The kubelet's stand-in has ended, so devices is not ready any more; no Pod minds.
 To clean up: cargo xtask try --clean",
+        // containerd is in a mount namespace of its own: its shims see no pipes in /run/containerd.
+        exec = format_args!("tasks exec --fifo-dir {root}/fifo --tty --exec-id look"),
         app = app.id,
         peer = peer.id,
         app_pid = app.pid,
