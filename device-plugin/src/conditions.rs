@@ -15,8 +15,16 @@ pub(crate) struct Conditions {
 }
 
 impl Conditions {
-    pub(crate) fn new(ready: watch::Sender<Result<(), String>>) -> Self {
-        Self { reasons: Mutex::default(), ready }
+    /// Starts with these subjects and the same reason for each.
+    pub(crate) fn new(
+        ready: watch::Sender<Result<(), String>>,
+        subjects: impl IntoIterator<Item = String>,
+        reason: &str,
+    ) -> Self {
+        let reasons = subjects.into_iter().map(|subject| (subject, reason.to_owned())).collect();
+        let conditions = Self { reasons: Mutex::new(reasons), ready };
+        conditions.change(|_| ());
+        conditions
     }
 
     /// `subject` is not as it should be, for this reason; logged if the reason is new.

@@ -50,7 +50,8 @@ impl Plugin {
     pub async fn run(self, ready: watch::Sender<Result<(), String>>, shutdown: CancellationToken) -> Result<(), Error> {
         let Self { settings, metrics } = self;
         let settings = Arc::new(settings);
-        let conditions = Conditions::new(ready);
+        let subjects = settings.resources.iter().map(|resource| resource.name.to_string());
+        let conditions = Conditions::new(ready, subjects, "not registered yet");
         prepare(&settings, &conditions)?;
         let known = KnownStore::new(&settings.state_dir).map_err(ErrorKind::from)?;
         let (stock, listings) = Stock::new(Arc::clone(&settings), known, metrics.clone()).map_err(ErrorKind::from)?;

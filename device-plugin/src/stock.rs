@@ -14,7 +14,7 @@ use crate::{
     error::chain,
     kernel::{Skipped, discover},
     metrics::{HealthLabels, Metrics},
-    policy::{Conflict, Device, Inventory, Listing, TooLarge, cdi_spec, conflicts},
+    policy::{Conflict, Device, Health, Inventory, Listing, TooLarge, cdi_spec, conflicts},
     store::{CdiStore, KnownStore, StoreError},
 };
 
@@ -173,8 +173,8 @@ fn log_health(name: &ResourceName, before: Option<&Listing>, now: &Listing) {
         let health = |listing: &Listing| listing.entry(&device.id).map(|entry| entry.health.clone());
         let (was, is) = (before.and_then(health), health(now));
         if was != is {
-            let (was, is) = (was.map(|health| health.explain()), is.map(|health| health.explain()));
-            tracing::info!(resource = %name, device = device.id, ?was, ?is, "device health");
+            let explain = |health: Option<Health>| health.map_or("unknown".to_owned(), |health| health.explain());
+            tracing::info!(resource = %name, device = device.id, was = explain(was), is = explain(is), "device health");
         }
     }
 }

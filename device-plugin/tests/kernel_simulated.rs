@@ -17,7 +17,7 @@ use rustix::fs::{major, minor};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// What runc allows to every container (libcontainer/specconv, `AllowedDevices`), tun until 1.2; no minor means any.
+/// What runc allows to every container (libcontainer/specconv, `AllowedDevices`), with tun, which a few releases leave out; no minor is any.
 const ALLOWED_TO_ALL: [(u32, Option<u32>); 10] = [
     (1, Some(3)),
     (1, Some(8)),

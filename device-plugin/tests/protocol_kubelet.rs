@@ -247,9 +247,9 @@ async fn a_kubelet_restart_is_survived_by_socket() {
     survives_a_kubelet_restart(Era::BySocket).await;
 }
 
-/// Either sign alone is enough.
+/// Each of the three signs alone is enough.
 #[tokio::test]
-async fn a_lost_socket_or_stream_is_registered_again() {
+async fn a_lost_socket_or_stream_or_a_new_kubelet_socket_means_registering_again() {
     skip_unless!(is_root(), "making device nodes needs root");
     let machine = Machine::new();
     let mut kubelet = machine.kubelet(Era::ByName);
@@ -267,6 +267,13 @@ async fn a_lost_socket_or_stream_is_registered_again() {
     kubelet.drop_streams().await;
     wait_until_async("a third registration", PATIENCE, async || {
         (kubelet.resource(FPGA).sockets.len() == 3).then_some(())
+    })
+    .await;
+    devices(&kubelet, FPGA, &["simulated-0"], &[]).await;
+
+    kubelet.renew_socket();
+    wait_until_async("a fourth registration", PATIENCE, async || {
+        (kubelet.resource(FPGA).sockets.len() == 4).then_some(())
     })
     .await;
     devices(&kubelet, FPGA, &["simulated-0"], &[]).await;

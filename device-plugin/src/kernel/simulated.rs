@@ -22,19 +22,19 @@ const MISC_MAJOR: u32 = 10;
 
 /// The misc devices that a simulated one may be, the most harmless first.
 ///
-/// Each can be opened without effect, and does nothing for a process without CAP_SYS_ADMIN. None is on the list of
+/// Each can be opened without effect, and changes nothing for a process without CAP_SYS_ADMIN. None is on the list of
 /// devices that container runtimes allow to every container (runc `specconv.AllowedDevices`: null, zero, full, random,
-/// urandom, tty, console, ptmx and pts; before 1.2 also tun, which is why tun isn't here). Left out on purpose, though
+/// urandom, tty, console, ptmx, pts and, in all but a few releases, tun). Left out on purpose, though
 /// they are misc devices too: `watchdog` (opening starts it), `snapshot` (opening stops processes from being frozen),
 /// `kvm`, `userfaultfd`, `uinput` and `uhid` (an open file can do something), `hw_random` (reading uses it up).
 const HARMLESS: [&str; 5] = [
     // Its only command tells the address of the virtual machine (net/vmw_vsock/af_vsock.c).
     "vsock",
-    // Without CAP_SYS_ADMIN it tells its version (fs/autofs/dev-ioctl.c).
+    // Without CAP_SYS_ADMIN it tells its version and what is a mount point (fs/autofs/dev-ioctl.c).
     "autofs",
     // Each command wants CAP_SYS_ADMIN (fs/btrfs/super.c, btrfs_control_ioctl).
     "btrfs-control",
-    // Each command but the version wants CAP_SYS_ADMIN (drivers/md/dm-ioctl.c).
+    // Each command wants CAP_SYS_ADMIN (drivers/md/dm-ioctl.c, ctl_ioctl).
     "device-mapper",
     // An open file is a filesystem's server only once it was given to mount(2), which wants CAP_SYS_ADMIN; until then
     // reading and writing it fail with EPERM (fs/fuse/dev.c).
@@ -52,8 +52,8 @@ const CONTAINER_DIRECTORY: &str = "/dev/simulated";
 pub(crate) enum SimulatedError {
     #[error(transparent)]
     Misc(#[from] InspectError),
-    #[error("this kernel has none of the misc devices that a simulated device may be ({}); load one, such as: \
-             modprobe fuse", HARMLESS.join(", "))]
+    #[error("this kernel has none of the misc devices that a simulated device may be ({}); load one, such as \
+             with modprobe fuse, and restart the plugin", HARMLESS.join(", "))]
     NoneHarmless,
     #[error("failed to create the directory {}", path.display())]
     Directory { path: PathBuf, source: io::Error },

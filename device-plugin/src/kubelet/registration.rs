@@ -30,7 +30,6 @@ pub(crate) async fn offer_until(
     shutdown: &CancellationToken,
 ) {
     let subject = offer.name.to_string();
-    conditions.set(subject.as_str(), "not registered yet");
     tokio::select! {
         // Its error means that nothing will ever be listed, so there is nothing to offer.
         listed = offer.listing.wait_for(Option::is_some) => if listed.is_err() { return },

@@ -102,6 +102,19 @@ impl FakeKubelet {
                 fs::remove_file(entry.path()).unwrap();
             }
         }
+        self.listen();
+    }
+
+    /// Listens on a socket made anew; the streams go on.
+    pub(crate) fn renew_socket(&mut self) {
+        fs::remove_file(self.directory.join("kubelet.sock")).unwrap();
+        if let Some(server) = self.server.take() {
+            server.abort();
+        }
+        self.listen();
+    }
+
+    fn listen(&mut self) {
         let listener = UnixListener::bind(self.directory.join("kubelet.sock")).unwrap();
         let server = Server::builder()
             .add_service(RegistrationServer::new(self.manager.clone()))
