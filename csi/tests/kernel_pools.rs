@@ -13,7 +13,7 @@ use keelson_proto::csi::v1::{
 };
 use keelson_testkit::{skip_unless, wait_until_async};
 use serde_json::json;
-use tonic::{Code, Request, Status};
+use tonic::{Code, Status};
 
 async fn capacity(driver: &mut Running) -> Result<GetCapacityResponse, Status> {
     let request = GetCapacityRequest { volume_capabilities: vec![mounted()], ..GetCapacityRequest::default() };
@@ -464,18 +464,28 @@ async fn a_damaged_volume_is_reported_and_holds_up_no_other() {
 async fn work_goes_on_when_the_client_goes_away() {
     needs_a_kernel!();
     let place = Place::new();
-    let mut driver = Running::start(&place, &place.section("image")).await;
-    // Far less than mkfs takes, whatever the machine.
-    let mut hasty = Request::new(request("pvc-1", 64 * MIB, mounted()));
-    hasty.set_timeout(Duration::from_micros(200));
-    let status = driver.controller.create_volume(hasty).await.unwrap_err();
-    assert!(matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled), "{status:?}");
-    let volume =
-        wait_until_async("the volume, or proof that the call never came in", Duration::from_secs(60), async || {
-            driver.create(request("pvc-1", 64 * MIB, mounted())).await.ok()
+    let driver = Running::start(&place, &place.section("image")).await;
+    let creates: Vec<_> = (0..16)
+        .map(|number| {
+            let mut controller = driver.controller.clone();
+            let wish = request(&format!("pvc-{number}"), 1 << 30, mounted());
+            tokio::spawn(async move { controller.create_volume(wish).await })
         })
-        .await;
-    assert_eq!(place.volumes(), [volume.volume_id]);
+        .collect();
+    // 16 filesystems at once keep the machine busy for longer than it takes to see the first of them begun.
+    let begun = wait_until_async("a volume to be begun", Duration::from_secs(60), async || {
+        Some(names(&place.path("pool/building"))).filter(|begun| !begun.is_empty())
+    })
+    .await;
+    for create in &creates {
+        create.abort();
+    }
+    wait_until_async("nothing to be in the making", Duration::from_secs(60), async || {
+        names(&place.path("pool/building")).is_empty().then_some(())
+    })
+    .await;
+    let volumes = place.volumes();
+    assert!(begun.iter().all(|id| volumes.contains(id)), "{begun:?} became {volumes:?}");
     driver.stop().await;
 }
 

@@ -16,7 +16,7 @@ use std::{
 
 use keelson_host::InspectError;
 
-pub(crate) use helper::{BindSource, HelperError, Request, program_exists};
+pub(crate) use helper::{BindSource, HelperError, Hold, Request, program_exists};
 pub use helper::{Helper, helper_main};
 pub(crate) use loop_device::LoopError;
 pub(crate) use mount::SET_OPTION;

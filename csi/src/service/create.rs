@@ -1,14 +1,16 @@
 //! CreateVolume.
 
+use std::{ffi::OsStr, path::Path, sync::Arc};
+
 use keelson_host::Problem;
 use keelson_proto::csi::v1::{CreateVolumeRequest, CreateVolumeResponse, Volume};
 use rustix::fs::Mode;
 use uuid::Uuid;
 
-use super::{Guard, Pending, State, request::required};
+use super::{Pending, State, request::required};
 use crate::{
     config::PoolKind,
-    kernel::{HelperError, filesystem},
+    kernel::{HelperError, Hold, filesystem},
     policy::{
         Access, Capability, Content, ContentKind, OutOfRange, Parameters, Provisioning, Rejected, SizeRange,
         TOPOLOGY_KEY, VolumeId, admits, check_map, content_for, names, segments,
@@ -72,7 +74,7 @@ pub(super) fn create(state: &State, request: &CreateVolumeRequest) -> Result<Cre
     }
     let bytes = wish.range.choose(content)?;
 
-    let guard = state.in_flight.begin(format!("{:?}", wish.name), "CreateVolume")?.into();
+    let guard: Hold = Arc::new(state.in_flight.begin(format!("{:?}", wish.name), "CreateVolume")?);
     pool.check()?;
     let record = match state.pools.find_by_name(&wish.name) {
         Some((pool, existing)) => {
@@ -193,7 +195,7 @@ fn build(
     wish: Wish,
     content: ContentKind,
     bytes: u64,
-    guard: &std::sync::Arc<Guard>,
+    hold: &Hold,
 ) -> Result<VolumeRecord, CreateError> {
     // Counts until the volume counts itself.
     let _reservation = if pool.settings.kind == PoolKind::Directory {
@@ -221,7 +223,7 @@ fn build(
             let file = create_image(&path, bytes)?;
             let content = if content == ContentKind::Ext4 {
                 let uuid = Uuid::new_v4();
-                format(state, &path, uuid, guard)?;
+                format(state, &path, uuid, Arc::clone(hold))?;
                 match filesystem::ext4_uuid(&file).map_err(StoreError::io("read", &path))? {
                     Some(found) if found == uuid => Content::Ext4 { uuid },
                     _ => return Err(CreateError::NotFormatted { uuid, image: path.display().to_string() }),
@@ -244,15 +246,10 @@ fn build(
 }
 
 /// Formats an image. This happens while it is built, before it is a volume, and so at most once in a volume's life.
-fn format(
-    state: &State,
-    image: &std::path::Path,
-    uuid: Uuid,
-    guard: &std::sync::Arc<Guard>,
-) -> Result<(), HelperError> {
+fn format(state: &State, image: &Path, uuid: Uuid, hold: Hold) -> Result<(), HelperError> {
     let uuid = uuid.to_string();
     // nodiscard: a new image has nothing to discard. -m 0: no part of a volume is kept for root.
     let options = ["-q", "-F", "-b", "4096", "-m", "0", "-E", "nodiscard", "-U", &uuid];
-    let arguments = options.into_iter().map(std::ffi::OsStr::new).chain([image.as_os_str()]);
-    state.settings.helper.run_program("mkfs.ext4", arguments, guard)
+    let arguments = options.into_iter().map(OsStr::new).chain([image.as_os_str()]);
+    state.settings.helper.run_program("mkfs.ext4", arguments, hold)
 }

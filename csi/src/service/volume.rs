@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::{Guard, Pending, State};
 use crate::{
-    kernel::{BindSource, KernelError, Presence, Request, filesystem, loop_device, path},
+    kernel::{BindSource, Hold, KernelError, Presence, Request, filesystem, loop_device, path},
     policy::{Access, Capability, Content, MountOptions, TargetPath},
     store::{Attachment, LookupError, RecordError, VolumeRecord, data, image},
 };
@@ -237,7 +237,7 @@ impl<'a> Volume<'a> {
     }
 
     fn run(&self, request: &Request) -> Result<(), VolumeError> {
-        Ok(self.state.settings.helper.run(request, &self.guard).map_err(KernelError::from)?)
+        Ok(self.state.settings.helper.run(request, Arc::clone(&self.guard) as Hold).map_err(KernelError::from)?)
     }
 
     /// Believes the mount table, not a system call that said it succeeded.

@@ -103,6 +103,25 @@ mod tests {
     }
 
     #[test]
+    fn the_format_is_as_documented() {
+        let text = r#"{
+            "version": 1,
+            "staged": {"path": "/s", "capability": {"mode": "singleWriter", "access": "block"}},
+            "published": [{
+                "target": "/t",
+                "capability": {
+                    "mode": "writer",
+                    "access": {"mount": {"filesystem": "", "options": {"attributes": 6, "filesystem": ["discard"]}}}
+                },
+                "readOnly": false
+            }]
+        }"#;
+        let value: serde_json::Value = serde_json::from_str(text).unwrap();
+        let attachment: Attachment = serde_json::from_value(value.clone()).unwrap();
+        assert_eq!(serde_json::to_value(attachment).unwrap(), value);
+    }
+
+    #[test]
     fn what_a_killed_process_left_is_swept() {
         let state = tempfile::tempdir().unwrap();
         let attachments = Attachments::open(state.path()).unwrap();
