@@ -5,7 +5,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::Command,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -219,17 +219,4 @@ pub(crate) fn sockets_below(directory: &Path) -> Result<Vec<PathBuf>> {
     found.sort();
     found.dedup();
     Ok(found)
-}
-
-/// Waits for a condition of the machine that no running program of the lab brings about.
-pub(crate) async fn wait_for<T>(what: &str, mut condition: impl AsyncFnMut() -> Option<T>) -> Result<T> {
-    let limit = Duration::from_secs(60);
-    let start = Instant::now();
-    loop {
-        if let Some(value) = condition().await {
-            return Ok(value);
-        }
-        ensure!(start.elapsed() < limit, "waited {limit:?} for {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }

@@ -194,7 +194,6 @@ const POD_FIELDS: &[&str] = &[
     "metadata.labels.*",
     "metadata.annotations.*",
     "spec.terminationGracePeriodSeconds",
-    "spec.restartPolicy",
     "spec.automountServiceAccountToken",
     "spec.volumes[].name",
     "spec.volumes[].persistentVolumeClaim.claimName",

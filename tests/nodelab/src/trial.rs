@@ -4,12 +4,13 @@ use std::{
     collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
-    keelson::{RESOURCE, wait_for},
+    keelson::RESOURCE,
     lab::{Lab, RunningPod},
     manifest::Manifests,
     report::{Report, Stage},
@@ -33,6 +34,9 @@ pub struct Options {
 const BEFORE: [&str; 4] = ["runtime", "suite", "claim", "pods"];
 const RESTART: &str = "restart";
 const AFTER: [&str; 2] = ["deletion", "end"];
+
+/// How long what the kernel lets go of by and by may take; far more than it does.
+const GONE_WITHIN: Duration = Duration::from_secs(30);
 
 /// What is left of a trial.
 #[derive(Debug)]
@@ -222,12 +226,12 @@ async fn delete(lab: &Lab, scene: &Scene, volumes: Vec<Volume>) -> Result<String
         lab.delete_volume(volume).await?;
     }
     // Some of it goes shortly after the call that says so: a link with the last process of its namespace, for one.
-    let gone = wait_for("all to be gone", async || {
-        matches!(remains(lab, &traces).await, Ok(remains) if remains.is_empty()).then_some(())
-    });
-    if gone.await.is_err() {
-        let remains = remains(lab, &traces).await?;
-        ensure!(remains.is_empty(), "still there: {}", remains.join(", "));
+    let start = Instant::now();
+    let mut left = remains(lab, &traces).await?;
+    while !left.is_empty() {
+        ensure!(start.elapsed() < GONE_WITHIN, "still there: {}", left.join(", "));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        left = remains(lab, &traces).await?;
     }
     let listed = lab.driver.list().await?;
     ensure!(listed.as_ref().is_none_or(Vec::is_empty), "ListVolumes still has {listed:?}");
