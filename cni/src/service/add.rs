@@ -87,7 +87,8 @@ pub(super) fn add(config: &NetworkConfig, call: &AttachmentCall) -> Result<Value
 /// A complete attachment's record first says that it no longer is: whoever finds it after a kill undoes the rest.
 pub(super) fn undo(store: &Store, host: &mut RouteSocket, record: &Record) -> Result<(), Failure> {
     if record.state == AttachmentState::Active {
-        store.write(&Record { state: AttachmentState::Pending, ..record.clone() })?;
+        // It only matters after a kill; a full disk must not keep the link alive.
+        let _ = store.write(&Record { state: AttachmentState::Pending, ..record.clone() });
     }
     link::delete(host, &record.host_interface)?;
     store.release(record)?;
