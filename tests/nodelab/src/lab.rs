@@ -27,7 +27,7 @@ use crate::{
     volumes::{Driver, Volume},
 };
 
-/// A running lab. Dropping it sweeps all of it away; [`Lab::stop`] ends it in order and [`Lab::leave`] keeps it.
+/// A running lab. Dropping it sweeps all of it away; [`Lab::stop`] ends it in order and `Lab::leave` keeps it.
 #[derive(Debug)]
 pub struct Lab {
     pub(crate) layout: Layout,
