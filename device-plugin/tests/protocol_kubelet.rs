@@ -351,6 +351,7 @@ async fn a_restart_remembers_a_device_that_is_away() {
     let serial = || machine.settings(vec![matching("example.com/serial", "/dev/serial?")]);
     let mut plugin = Running::start(serial());
     plugin.ready().await;
+    devices(&kubelet, "example.com/serial", &["serial0", "serial1"], &[]).await;
     plugin.stop().await;
     machine.unplug("/dev/serial0");
     let mut plugin = Running::start(serial());
@@ -604,7 +605,8 @@ async fn a_lost_cdi_file_is_written_again() {
     plugin.ready().await;
     let path = machine.path("cdi/keelson-example.com_fpga.json");
     let before = fs::read(&path).unwrap();
-    fs::remove_dir_all(machine.path("cdi")).unwrap();
+    // At once: while a directory is emptied file by file, the plugin fills it again.
+    fs::rename(machine.path("cdi"), machine.path("lost")).unwrap();
     wait_until_async("the CDI file", PATIENCE, async || fs::read(&path).ok().filter(|now| *now == before)).await;
     kubelet.admit(FPGA, 1).await.unwrap();
     assert_eq!(kubelet.resource(FPGA).lists.len(), 1);

@@ -45,8 +45,9 @@ async fn look_again(offer: &Offer, devices: Vec<Device>) -> Result<(), Allocatio
     });
     let changed = match time::timeout(DEADLINE, look).await {
         Ok(Ok(changed)) => changed,
-        // verify() doesn't panic and isn't aborted, but the kubelet gets an error rather than nothing if it does.
-        Ok(Err(_)) | Err(_) => {
+        // The task isn't aborted, so it panicked.
+        Ok(Err(error)) => std::panic::resume_unwind(error.into_panic()),
+        Err(_) => {
             return Err(AllocationError::Deadline { name: offer.name.clone(), seconds: DEADLINE.as_secs() });
         }
     };
