@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, ensure};
+use keelson_host::HostRoot;
 use keelson_testkit::Tool;
 use nix::{
     errno::Errno,
@@ -55,7 +56,8 @@ impl Containerd {
     pub(crate) async fn import_images(&mut self, layout: &Layout) -> Result<()> {
         let archive = image::make_archive(&layout.join("images"))?;
         let output = ctr(layout)?
-            .args(["--namespace", "k8s.io", "images", "import"])
+            // The CRI plugin unpacks them when it needs them, with the snapshotter that it is told to use.
+            .args(["--namespace", "k8s.io", "images", "import", "--no-unpack"])
             .arg(&archive)
             .output()
             .context("failed to run ctr")?;
@@ -132,7 +134,7 @@ fn start_in_mount_namespace(layout: &Layout, command: Command) -> Result<Daemon>
         let no_data = None::<&str>;
         // Everything but the lab's own directory turns to receiving only, or the bind mounts below would be seen by the
         // host's containerd.
-        let mounts = keelson_host::mounts(&keelson_host::HostRoot::system())?;
+        let mounts = keelson_host::mounts(&HostRoot::system())?;
         for point in mounts.iter().map(|mount| &mount.point).filter(|point| !point.starts_with(layout.root())) {
             mount(no_data, point, no_data, MsFlags::MS_SLAVE, no_data)
                 // Unmounted on the host meanwhile, and so here.
@@ -165,6 +167,9 @@ address = {socket}
 
 [plugins."io.containerd.internal.v1.opt"]
 path = {opt}
+
+[plugins."io.containerd.cri.v1.images"]
+snapshotter = "{snapshotter}"
 
 [plugins."io.containerd.cri.v1.images".pinned_images]
 sandbox = "{PAUSE_IMAGE}"
@@ -200,6 +205,7 @@ plugin_config_path = {nri_configurations}
         state = path("containerd/state"),
         socket = toml_string(&layout.containerd_socket()),
         opt = path("containerd/opt"),
+        snapshotter = snapshotter(layout)?,
         restrict_oom_score_adj = !may_lower_oom_score()?,
         cdi = path("cdi"),
         cni_bin = path("cni/bin"),
@@ -210,6 +216,15 @@ plugin_config_path = {nri_configurations}
         nri_plugins = path("nri/plugins"),
         nri_configurations = path("nri/conf.d"),
     ))
+}
+
+/// What makes containers' root directories: overlayfs, or copies where the lab lies on an overlay itself, as in a
+/// container, since the kernel puts no overlay's upper directory on another overlay.
+fn snapshotter(layout: &Layout) -> Result<&'static str> {
+    let mounts = keelson_host::mounts(&HostRoot::system())?;
+    let lab = mounts.iter().rev().find(|mount| mount.point == layout.root());
+    let lab = lab.with_context(|| format!("{} is no mount", layout.root().display()))?;
+    Ok(if lab.kind == "overlay" { "native" } else { "overlayfs" })
 }
 
 /// Whether this process has CAP_SYS_RESOURCE. Without it a sandbox's OOM score of -998 is refused by the kernel, and
