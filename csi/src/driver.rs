@@ -11,7 +11,7 @@ use prometheus_client::{
     metrics::{family::Family, gauge::Gauge},
     registry::Registry,
 };
-use tokio::{net::UnixListener, sync::watch, time::timeout};
+use tokio::{net::UnixListener, sync::watch, task::JoinSet, time::timeout};
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
@@ -26,8 +26,12 @@ use crate::{
 /// How long a shutdown waits for running operations. One that takes longer ends with the process, as if killed: the
 /// retry finds what it left. Together with [`CONNECTION_GRACE`] shorter than the daemon's patience with a plugin.
 const GRACE: Duration = Duration::from_secs(6);
+
 /// How long a shutdown waits for clients to close their connections.
 const CONNECTION_GRACE: Duration = Duration::from_secs(2);
+
+/// How long the start waits for the pools. A scan that takes longer goes on beside the first calls.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The storage plugin of one node.
 #[derive(Debug)]
@@ -42,9 +46,7 @@ struct PoolLabel {
 }
 
 impl Driver {
-    /// Opens the pools and adopts the volumes in them.
-    ///
-    /// A pool that isn't there (its disk isn't mounted) is not an error: its calls answer UNAVAILABLE until it is.
+    /// Prepares the driver; no pool is touched yet.
     ///
     /// # Errors
     ///
@@ -61,24 +63,25 @@ impl Driver {
         let pools = Pools::new(settings.pools.clone(), &settings.state_dir, |pool| {
             available.get_or_create(&PoolLabel { pool: pool.to_owned() }).clone()
         });
-        for pool in pools.iter() {
-            if let Err(error) = pool.check() {
-                tracing::error!(pool = pool.settings.name, error = full_message(&error), "pool is unavailable");
-            }
-        }
         let metrics = Metrics::register(registry);
         Ok(Self { service: Service::new(State::new(settings, pools, attachments)), metrics })
     }
 
-    /// Serves until `shutdown` fires, then lets the running operations end and removes the socket.
+    /// Adopts the volumes in the pools and serves until `shutdown` fires; then lets the running operations end and
+    /// removes the socket.
     ///
     /// `ready` carries `Ok` while the socket is served, and the reason while it is not.
     ///
     /// # Errors
     ///
-    /// When the socket can't be bound or served. A sick pool is none: its calls say so.
+    /// When the socket can't be bound or served. A pool that isn't there (its disk isn't mounted) is no error: its
+    /// calls answer UNAVAILABLE until it is.
     pub async fn run(self, ready: watch::Sender<Result<(), String>>, shutdown: CancellationToken) -> Result<(), Error> {
         let Self { service, metrics } = self;
+        tokio::select! {
+            () = adopt(&service) => {}
+            () = shutdown.cancelled() => return Ok(()),
+        }
         let path = service.state().settings.socket.clone();
         let listen = |source| Error::Listen { path: path.clone(), source };
         if let Some(directory) = path.parent() {
@@ -112,5 +115,23 @@ impl Driver {
             tracing::warn!(left = tasks.len(), "operations are still running; the next start finds what they leave");
         }
         served.map_err(|source| Error::Serve { path, source })
+    }
+}
+
+/// Recognises and scans all pools at once. One whose disk doesn't answer holds up neither the others nor the start.
+async fn adopt(service: &Service) {
+    let mut scans = JoinSet::new();
+    for index in 0..service.state().pools.iter().count() {
+        let service = service.clone();
+        scans.spawn_blocking(move || {
+            let Some(pool) = service.state().pools.iter().nth(index) else { return };
+            if let Err(error) = pool.check() {
+                tracing::error!(pool = pool.settings.name, error = full_message(&error), "pool is unavailable");
+            }
+        });
+    }
+    if timeout(PATIENCE, async { while scans.join_next().await.is_some() {} }).await.is_err() {
+        tracing::warn!(pools = scans.len(), "pools don't answer; serving the others");
+        scans.detach_all();
     }
 }

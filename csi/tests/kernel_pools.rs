@@ -460,6 +460,67 @@ async fn a_damaged_volume_is_reported_and_holds_up_no_other() {
     driver.stop().await;
 }
 
+/// Thaws what a failed test left frozen.
+struct Frozen(String);
+
+impl Frozen {
+    fn new(path: String) -> Self {
+        assert!(Command::new("fsfreeze").args(["--freeze", &path]).status().unwrap().success());
+        Self(path)
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        let _ = Command::new("fsfreeze").args(["--unfreeze", &self.0]).status();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_hangs_holds_up_only_its_own_calls() {
+    needs_a_kernel!();
+    let place = Place::new();
+    let disk = place.text("disk.img");
+    fs::File::create(&disk).unwrap().set_len(256 << 20).unwrap();
+    assert!(Command::new("mkfs.ext4").args(["-q", "-F", &disk]).status().unwrap().success());
+    assert!(Command::new("mount").args(["-o", "loop", &disk, &place.text("pool")]).status().unwrap().success());
+    let mut section = place.section("image");
+    let other = json!({"name": "other", "path": place.path("state/other"), "allowSharedFilesystem": true});
+    section["pools"].as_array_mut().unwrap().push(other);
+    let mut driver = Running::start(&place, &section).await;
+    let wish = |name: &str, pool: &str| {
+        let mut wish = request(name, 16 * MIB, mounted());
+        wish.parameters.insert("pool".to_owned(), pool.to_owned());
+        wish
+    };
+    let frozen = Frozen::new(place.text("pool"));
+    let create = || {
+        let (mut controller, wish) = (driver.controller.clone(), wish("hanging", "pool"));
+        tokio::spawn(async move { controller.create_volume(wish).await })
+    };
+    let (mut one, mut two) = (create(), create());
+    // One of them waits for the disk; the other is told so at once.
+    let (refused, hanging) = tokio::select! {
+        refused = &mut one => (refused, two),
+        refused = &mut two => (refused, one),
+    };
+    expect_code(refused.unwrap(), Code::Aborted);
+
+    let (staging, target) = (place.text("staging"), place.text("pods/mount"));
+    let id = driver.create(wish("pvc-1", "other")).await.unwrap().volume_id;
+    driver.stage(&id, &staging, mounted()).await.unwrap();
+    driver.publish(publication(&id, &staging, &target, mounted())).await.unwrap();
+    driver.unpublish(&id, &target).await.unwrap();
+    driver.unstage(&id, &staging).await.unwrap();
+    driver.delete(&id).await.unwrap();
+    driver.identity.probe(ProbeRequest {}).await.unwrap();
+    assert!(!hanging.is_finished());
+
+    drop(frozen);
+    hanging.await.unwrap().unwrap();
+    driver.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn work_goes_on_when_the_client_goes_away() {
     needs_a_kernel!();

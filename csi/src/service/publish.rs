@@ -80,6 +80,10 @@ pub(super) fn publish(
             return Err(PublishError::Elsewhere { id: id.to_owned(), target: other.clone() });
         }
     }
+    if attachment.staged.is_none() && volume.is_staged_at(&presence, &staging)? {
+        // Mounted but not recorded is the volume itself after the state directory was lost.
+        attachment.staged = Some(Staged { path: staging.clone(), capability: capability.clone() });
+    }
     let staged = match &attachment.staged {
         Some(staged) if staged.path == staging => staged,
         _ => return Err(PublishError::NotStaged { id: id.to_owned(), path: staging }),
@@ -91,7 +95,6 @@ pub(super) fn publish(
         restage(&volume, staged)?;
     }
     volume.expect_uncovered(&target, &presence)?;
-    // Mounted but not recorded is the volume itself after the state directory was lost.
     let there = presence.is_at(&target).map_err(VolumeError::from)?;
     attachment.published.push(wanted);
     volume.write(&attachment)?;
