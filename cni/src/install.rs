@@ -117,7 +117,7 @@ fn conflist_text(settings: &NetworkSettings) -> Vec<u8> {
 /// What [`uninstall`] left, if anything.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Uninstalled {
-    /// Pods that are still attached. While there are any, rules, bridge and records stay: they are in use.
+    /// Pods that are still attached. While there are any, nothing is removed: they are in use.
     pub attachments_left: usize,
     /// Whether the bridge is gone. It stays if it has ports, or if it isn't the network's own.
     pub bridge_removed: bool,
@@ -154,8 +154,10 @@ impl From<KernelError> for UninstallError {
     }
 }
 
-/// Takes the network off the node: its config, and, once no Pod is attached, its records, the subnets in the nftables
-/// table (with the last one the table), and the bridge that it made.
+/// Takes the network off the node once no Pod is attached: its records, its config, the subnets in the nftables table
+/// (with the last one the table), and the bridge that it made.
+///
+/// While a Pod is attached everything stays, the config too: without it a runtime can't detach the Pod.
 ///
 /// The executable stays, as other networks may use it. Must be called in the host's network namespace. Two networks on
 /// a node with the same subnet share its masquerading, and lose it together.
@@ -165,16 +167,16 @@ impl From<KernelError> for UninstallError {
 /// [`UninstallError`] of the step that failed. Something that is gone already is no error, and neither are Pods that
 /// are still attached: [`Uninstalled`] tells of them.
 pub fn uninstall(settings: &NetworkSettings) -> Result<Uninstalled, UninstallError> {
+    let store = Store::new(&settings.data_dir, &settings.name)?;
+    if !store.remove_if_empty()? {
+        return Ok(Uninstalled { attachments_left: store.keys()?.len(), bridge_removed: false });
+    }
     let path = settings.conflist_path();
     match fs::remove_file(&path) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {
             return Err(UninstallError::RemoveConfig { path, source });
         }
         _ => {}
-    }
-    let store = Store::new(&settings.data_dir, &settings.name)?;
-    if !store.remove_if_empty()? {
-        return Ok(Uninstalled { attachments_left: store.keys()?.len(), bridge_removed: false });
     }
     let subnets: Vec<_> = settings.ranges.iter().map(|range| range.subnet).collect();
     masquerade::remove(&subnets)?;

@@ -50,16 +50,17 @@ fn the_installed_network_works_and_can_be_taken_away() {
     node.add("c", &pods[0], &plugin_config(&settings));
     node.add("d", &pods[1], &plugin_config(&other));
 
-    // A Pod is attached: the network stays as it is, but gets no new Pods.
+    // A Pod is attached: the network stays as it is, with the config that the runtime needs to detach it.
     let config = plugin_config(&settings);
     let outcome = node.host.run(|| uninstall(&settings)).unwrap();
     assert_eq!((outcome.attachments_left, outcome.bridge_removed), (1, false));
-    assert!(!settings.conflist_path().exists());
+    assert!(settings.conflist_path().exists());
     assert_eq!(node.rules(), ["keelson"]);
 
     node.call("DEL", "c", None, &config).silent();
     let outcome = node.host.run(|| uninstall(&settings)).unwrap();
     assert_eq!((outcome.attachments_left, outcome.bridge_removed), (0, true));
+    assert!(!settings.conflist_path().exists());
     // The other network's rules and bridge are untouched.
     assert_eq!(node.traces().iter().filter(|trace| trace.contains("kt")).collect::<Vec<_>>(), ["link \"kt2\""]);
     assert_eq!(node.rules(), ["keelson"]);

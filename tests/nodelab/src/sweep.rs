@@ -152,7 +152,7 @@ fn release_attachments(layout: &Layout) -> Result<()> {
         // Died before the first Pod was attached, or while the directory was removed.
         return Ok(());
     }
-    // Not read from the conflist, which `keelson uninstall` removes before anything else.
+    // Not read from the conflist: the lab may have died before it was installed.
     let config = json!({
         "cniVersion": "1.1.0",
         "name": layout.mark(),
