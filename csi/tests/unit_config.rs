@@ -83,8 +83,11 @@ fn the_default_pool_works_on_a_fresh_node() {
 #[test]
 fn unknown_keys_are_named_with_the_nearest_right_one() {
     for (value, message) in [
-        (json!({"pol": []}), "storage.pol: unknown key; did you mean \"pools\"?"),
-        (json!({"pools": [{"pth": "/x"}]}), "storage.pools[0].pth: unknown key; did you mean \"path\"?"),
+        (json!({"pol": []}), "storage.pol: \"[]\" is the value of an unknown key; did you mean \"pools\"?"),
+        (
+            json!({"pools": [{"pth": "/x"}]}),
+            "storage.pools[0].pth: \"/x\" is the value of an unknown key; did you mean \"path\"?",
+        ),
     ] {
         assert_eq!(parse_section::<StorageSection>("storage", &value).unwrap_err().to_string(), message);
     }

@@ -262,7 +262,12 @@ fn a_plugin_alone_refuses_its_bad_section_at_once_and_check_says_the_same() {
     std::os::unix::fs::symlink(fixture.path("pool"), fixture.path("link")).unwrap();
     let root = fixture.directory.path().display().to_string();
     for (plugin, from, to, message) in [
-        ("network", "name: test,", "nmae: test,", "network.nmae: unknown key; did you mean \"name\"?".to_owned()),
+        (
+            "network",
+            "name: test,",
+            "nmae: test,",
+            "network.nmae: \"test\" is the value of an unknown key; did you mean \"name\"?".to_owned(),
+        ),
         (
             "network",
             "name: test,",

@@ -120,11 +120,23 @@ pub fn parse_section<T: DeserializeOwned>(path: &str, value: &Value) -> Result<T
                 Some(name) if strsim::damerau_levenshtein(name, &unknown) <= 3 => format!("did you mean {name:?}?"),
                 _ => format!("known keys: {}", known.join(", ")),
             };
-            return Problem::new(full, "", "unknown key", remedy);
+            let parent = lookup(value, error.path());
+            let found = parent.and_then(|parent| parent.get(&unknown)).or(parent).map(shown).unwrap_or_default();
+            return Problem::new(full, found, "is the value of an unknown key", remedy);
         }
-        let found = lookup(value, error.path()).map(ToString::to_string).unwrap_or_default();
-        Problem::new(full, found.trim_matches('"'), format!("is not valid here ({message})"), "")
+        let found = lookup(value, error.path()).map(shown).unwrap_or_default();
+        Problem::new(full, found, format!("is not valid here ({message})"), "")
     })
+}
+
+/// A value as the user may recognise it: text without quotes, everything else as JSON, and not more than a line of it.
+fn shown(value: &Value) -> String {
+    const LONGEST: usize = 80;
+    let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    match text.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text,
+    }
 }
 
 fn lookup<'a>(value: &'a Value, path: &serde_path_to_error::Path) -> Option<&'a Value> {
@@ -164,9 +176,15 @@ mod tests {
 
     #[test]
     fn an_unknown_key_is_named_with_the_nearest_right_one() {
-        check(&json!({"pools": [{"nmae": "a"}]}), "storage.pools[0].nmae: unknown key; did you mean \"name\"?");
-        check(&json!({"pol": []}), "storage.pol: unknown key; did you mean \"pools\"?");
-        check(&json!({"somethingElse": 1}), "storage.somethingElse: unknown key; known keys: pools");
+        check(
+            &json!({"pools": [{"nmae": "a"}]}),
+            "storage.pools[0].nmae: \"a\" is the value of an unknown key; did you mean \"name\"?",
+        );
+        check(&json!({"pol": []}), "storage.pol: \"[]\" is the value of an unknown key; did you mean \"pools\"?");
+        check(
+            &json!({"somethingElse": 1}),
+            "storage.somethingElse: \"1\" is the value of an unknown key; known keys: pools",
+        );
     }
 
     #[test]

@@ -101,7 +101,10 @@ fn an_unknown_version_stops_everything() {
 
 #[test]
 fn a_wrong_shared_key_stops_everything() {
-    refused(&format!("{HEAD}netwrok: {{}}"), "netwrok: unknown key; did you mean \"network\"?");
+    refused(
+        &format!("{HEAD}netwrok: {{}}"),
+        "netwrok: \"{}\" is the value of an unknown key; did you mean \"network\"?",
+    );
     refused(
         &format!("{HEAD}stateDir: var/lib"),
         "stateDir: \"var/lib\" is not absolute; write a path like /var/lib/keelson",
@@ -128,8 +131,8 @@ fn a_wrong_shared_key_stops_everything() {
     );
     refused(
         &format!("{HEAD}observability: {{adress: x}}\nstatedir: 1"),
-        "observability.adress: unknown key; did you mean \"address\"?\n\
-         statedir: unknown key; did you mean \"stateDir\"?",
+        "observability.adress: \"x\" is the value of an unknown key; did you mean \"address\"?\n\
+         statedir: \"1\" is the value of an unknown key; did you mean \"stateDir\"?",
     );
 }
 
@@ -137,7 +140,7 @@ fn a_wrong_shared_key_stops_everything() {
 fn a_wrong_section_stops_its_plugin_only() {
     let config = parse(&format!("{HEAD}network: {{rangs: []}}\npinning: {{}}")).unwrap();
     let problems = plugins::check(PluginKind::Network, &config).unwrap_err();
-    assert_eq!(problems.to_string(), "network.rangs: unknown key; did you mean \"ranges\"?");
+    assert_eq!(problems.to_string(), "network.rangs: \"[]\" is the value of an unknown key; did you mean \"ranges\"?");
     assert_eq!(plugins::check(PluginKind::Pinning, &config), Ok(()));
     let problems = plugins::check(PluginKind::Storage, &config).unwrap_err();
     assert_eq!(
