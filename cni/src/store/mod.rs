@@ -9,6 +9,7 @@
 //! - All of it lies in a directory named by the boot id: what another boot left is never read, so nothing needs to be
 //!   synced to the disk, and a reboot leaks nothing.
 
+mod boot;
 mod lock;
 mod record;
 #[cfg(test)]
@@ -55,6 +56,12 @@ pub(crate) enum StoreError {
     #[error("requested IP address {address} is not available: it is in use by {owner}")]
     Taken { address: IpAddr, owner: String },
 }
+
+/// The file whose lock is held while addresses are chosen or returned.
+const NETWORK_LOCK: &str = "lock";
+
+/// The file in which each attachment has a byte to lock.
+const ATTACHMENTS_LOCK: &str = "attachments.lock";
 
 /// One network's records of this boot.
 #[derive(Debug)]
@@ -104,14 +111,7 @@ impl Store {
         fs::create_dir_all(&addresses).map_err(failed("create", &addresses))?;
         // Made last: its presence says that all is there.
         fs::create_dir_all(&attachments).map_err(failed("create", &attachments))?;
-        for entry in fs::read_dir(&self.network_dir).map_err(failed("list", &self.network_dir))? {
-            let entry = entry.map_err(failed("list", &self.network_dir))?;
-            let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
-            if is_dir && entry.file_name() != self.boot_id.as_str() {
-                ignore_absence(fs::remove_dir_all(entry.path())).map_err(failed("remove", &entry.path()))?;
-            }
-        }
-        Ok(())
+        boot::remove_others(&self.network_dir, &self.boot_id)
     }
 
     /// Waits until no other process works on the attachment; `None` if the network has never been used on this node.
@@ -119,13 +119,13 @@ impl Store {
         if !self.network_dir.is_dir() {
             return Ok(None);
         }
-        let path = self.network_dir.join("attachments.lock");
+        let path = self.network_dir.join(ATTACHMENTS_LOCK);
         AttachmentLock::acquire(&path, attachment_number(key)).map(Some).map_err(failed("lock", &path))
     }
 
     /// Waits until no other process chooses or returns addresses.
     pub(crate) fn lock_network(&self) -> Result<NetworkLock, StoreError> {
-        let path = self.network_dir.join("lock");
+        let path = self.network_dir.join(NETWORK_LOCK);
         NetworkLock::acquire(&path).map_err(failed("lock", &path))
     }
 
@@ -240,7 +240,7 @@ impl Store {
         Ok(())
     }
 
-    /// Removes the whole store unless it holds a record; tells whether it is gone.
+    /// Removes the whole store unless it holds a record; tells whether it did. What isn't the store's stays.
     pub(crate) fn remove_if_empty(&self) -> Result<bool, StoreError> {
         if !self.network_dir.is_dir() {
             return Ok(true);
@@ -249,7 +249,12 @@ impl Store {
         if !self.keys()?.is_empty() {
             return Ok(false);
         }
-        ignore_absence(fs::remove_dir_all(&self.network_dir)).map_err(failed("remove", &self.network_dir))?;
+        boot::remove_others(&self.network_dir, "")?;
+        for name in [ATTACHMENTS_LOCK, NETWORK_LOCK] {
+            let path = self.network_dir.join(name);
+            ignore_absence(fs::remove_file(&path)).map_err(failed("remove", &path))?;
+        }
+        boot::remove_empty(&self.network_dir)?;
         Ok(true)
     }
 

@@ -10,6 +10,9 @@ use crate::config::{
     range::{Range, RangeText},
 };
 
+const BOOT: &str = "786e34df-2b17-43ec-a752-2a9c03c61333";
+const OTHER_BOOT: &str = "0c5e7d3c-6d1f-4b0e-9a53-1f0e5b9f2c11";
+
 fn sets(subnets: &[&str]) -> Vec<RangeSet> {
     let range =
         |subnet: &str| Range::new("", "", &RangeText { subnet: subnet.to_owned(), ..RangeText::default() }).unwrap();
@@ -53,7 +56,7 @@ fn addresses(record: &Record) -> Vec<String> {
 #[test]
 fn what_is_written_is_read() {
     let directory = tempfile::tempdir().unwrap();
-    let store = store(&directory, "boot");
+    let store = store(&directory, BOOT);
     let record = reserve(&store, "a", &sets(&["10.0.0.0/24", "fd00::/64"])).unwrap();
     assert_eq!(addresses(&record), ["10.0.0.2/24", "fd00::2/64"]);
     assert_eq!(store.read(&record.key).unwrap().as_ref(), Some(&record));
@@ -68,7 +71,7 @@ fn what_is_written_is_read() {
 #[test]
 fn a_full_set_gives_nothing_and_takes_nothing_from_the_others() {
     let directory = tempfile::tempdir().unwrap();
-    let store = store(&directory, "boot");
+    let store = store(&directory, BOOT);
     let sets = sets(&["10.0.0.0/24", "10.9.0.0/30"]);
     let only = reserve(&store, "a", &sets).unwrap();
     let error = reserve(&store, "b", &sets).unwrap_err();
@@ -82,23 +85,76 @@ fn a_full_set_gives_nothing_and_takes_nothing_from_the_others() {
 #[test]
 fn another_boots_records_are_void_and_removed() {
     let directory = tempfile::tempdir().unwrap();
-    let old = store(&directory, "before");
+    let old = store(&directory, OTHER_BOOT);
     let given = reserve(&old, "a", &sets(&["10.0.0.0/24"])).unwrap();
-    let new = store(&directory, "after");
+    let new = store(&directory, BOOT);
     assert_eq!(new.read(&given.key).unwrap(), None);
     assert_eq!(addresses(&reserve(&new, "b", &sets(&["10.0.0.0/24"])).unwrap()), addresses(&given));
-    assert!(!directory.path().join("net/before").exists());
+    assert!(!directory.path().join("net").join(OTHER_BOOT).exists());
+}
+
+/// A directory that was chosen carelessly holds other things, among them things that look like ours.
+#[test]
+fn what_is_not_ours_outlives_every_boot_and_the_store() {
+    let directory = tempfile::tempdir().unwrap();
+    let network = directory.path().join("net");
+    let elsewhere = directory.path().join("elsewhere");
+    for path in ["attachments", "addresses"] {
+        fs::create_dir_all(elsewhere.join(path)).unwrap();
+    }
+    fs::write(elsewhere.join("attachments/a@eth0"), "{}").unwrap();
+    let like_ours = |name: &str| network.join(format!("0c5e7d3c-6d1f-4b0e-9a53-{name}"));
+    let kept = [
+        network.join("photos/attachments/a@eth0"),
+        like_ours("000000000001").join("letter"),
+        like_ours("000000000002").join("attachments/letter"),
+        like_ours("000000000003").join("attachments/a@eth0/letter"),
+        like_ours("000000000004").join("addresses/10.0.0.1"),
+        like_ours("000000000005").join("allocator-0.json/letter"),
+        like_ours("000000000006").join("lock"),
+        like_ours("00000000000").join("attachments/a@eth0"),
+    ];
+    for path in &kept {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, "precious").unwrap();
+    }
+    symlink(&elsewhere, like_ours("000000000007")).unwrap();
+    let store = store(&directory, BOOT);
+    reserve(&store, "a", &sets(&["10.0.0.0/24"])).and_then(|record| store.release(&record)).unwrap();
+    assert!(store.remove_if_empty().unwrap());
+    for path in &kept {
+        assert_eq!(fs::read_to_string(path).unwrap(), "precious", "{}", path.display());
+    }
+    assert!(elsewhere.join("attachments/a@eth0").exists());
+    assert!(!network.join(BOOT).exists() && !network.join("lock").exists());
+}
+
+/// Network `inner` whose data directory is network `net`'s own, and is named as a boot is.
+#[test]
+fn a_network_inside_anothers_directory_keeps_its_records() {
+    let directory = tempfile::tempdir().unwrap();
+    let sets = sets(&["10.0.0.0/24"]);
+    for name in ["inner", OTHER_BOOT] {
+        let inner = Store::of_boot(&directory.path().join("net"), name, BOOT);
+        inner.create().unwrap();
+        let held = reserve(&inner, "a", &sets).unwrap();
+        let outer = store(&directory, BOOT);
+        assert!(outer.remove_if_empty().unwrap());
+        assert_eq!(inner.read(&held.key).unwrap(), Some(held.clone()));
+        store(&directory, BOOT);
+        assert_ne!(addresses(&reserve(&inner, "b", &sets).unwrap()), addresses(&held));
+    }
 }
 
 #[test]
 fn a_record_torn_at_any_byte_frees_nothing_and_blocks_nobody() {
     let directory = tempfile::tempdir().unwrap();
-    let store = store(&directory, "boot");
+    let store = store(&directory, BOOT);
     let sets = sets(&["10.0.0.0/29"]);
     let torn = reserve(&store, "torn", &sets).unwrap();
-    let path = directory.path().join("net/boot/attachments/torn@eth0");
+    let path = directory.path().join(format!("net/{BOOT}/attachments/torn@eth0"));
     let whole = fs::read(&path).unwrap();
-    let cursor = directory.path().join("net/boot/allocator-0.json");
+    let cursor = directory.path().join(format!("net/{BOOT}/allocator-0.json"));
     // The last byte is the newline, without which the record is whole.
     for length in 0..whole.len() - 1 {
         fs::write(&path, &whole[..length]).unwrap();
@@ -122,9 +178,9 @@ fn a_record_torn_at_any_byte_frees_nothing_and_blocks_nobody() {
 #[test]
 fn another_releases_record_is_named_and_not_guessed_at() {
     let directory = tempfile::tempdir().unwrap();
-    let store = store(&directory, "boot");
+    let store = store(&directory, BOOT);
     let record = reserve(&store, "a", &sets(&["10.0.0.0/24"])).unwrap();
-    let path = directory.path().join("net/boot/attachments/a@eth0");
+    let path = directory.path().join(format!("net/{BOOT}/attachments/a@eth0"));
     fs::write(&path, r#"{"version": 2, "somethingNew": true}"#).unwrap();
     let error = store.read(&record.key).unwrap_err().to_string();
     let expected = format!("{} is of format version 2, and this program reads version 1", path.display());
@@ -134,7 +190,7 @@ fn another_releases_record_is_named_and_not_guessed_at() {
 #[test]
 fn an_address_asked_for_is_given_to_one() {
     let directory = tempfile::tempdir().unwrap();
-    let store = store(&directory, "boot");
+    let store = store(&directory, BOOT);
     let sets = sets(&["10.0.0.0/29"]);
     let wanted: IpAddr = "10.0.0.2".parse().unwrap();
     let mut first = record(&store, "a");
@@ -151,8 +207,8 @@ fn an_address_asked_for_is_given_to_one() {
 #[test]
 fn temporary_files_of_dead_processes_are_swept() {
     let directory = tempfile::tempdir().unwrap();
-    let store = store(&directory, "boot");
-    let attachments = directory.path().join("net/boot/attachments");
+    let store = store(&directory, BOOT);
+    let attachments = directory.path().join(format!("net/{BOOT}/attachments"));
     let alive = attachments.join(format!(".a@eth0.{}.0.tmp", std::process::id()));
     // Beyond the kernel's largest process id, 2^22.
     let dead = attachments.join(".b@eth0.4194305.0.tmp");
