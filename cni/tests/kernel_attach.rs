@@ -222,6 +222,31 @@ fn addresses_asked_for_are_given_once() {
 }
 
 #[test]
+fn the_longest_names_are_attached() {
+    skip_unless!(is_root(), "needs root");
+    let node = Node::new();
+    let mut config = node.config();
+    let identifier = "n".repeat(200);
+    config["name"] = json!(identifier);
+    let alias = |result: &Value| {
+        let name = result["interfaces"][1]["name"].as_str().unwrap();
+        let link: Value = serde_json::from_str(&ip(&node.host, &["-j", "link", "show", name])).unwrap();
+        link[0]["ifalias"].as_str().unwrap().to_owned()
+    };
+    // Kubernetes' limits: 63 bytes for a namespace, 253 for a Pod's name. The kernel's for an alias is 254.
+    for (namespace, name) in [(63, 253), (0, 0), (1, 44), (1, 45)] {
+        let pod = Netns::new().unwrap();
+        let mut command = node.command("ADD", &identifier, Some(pod.path()));
+        command
+            .env("CNI_ARGS", format!("K8S_POD_NAMESPACE={};K8S_POD_NAME={}", "s".repeat(namespace), "p".repeat(name)));
+        let answer = feed(command, config.to_string().as_bytes());
+        assert_eq!(answer.status, 0, "{namespace} {name}: {answer:?}");
+        assert!(alias(&answer.json()).starts_with(&format!("keelson:{identifier}:")));
+        node.call("DEL", &identifier, None, &config).silent();
+    }
+}
+
+#[test]
 fn a_second_interface_of_a_pod_is_an_attachment_of_its_own() {
     skip_unless!(is_root(), "needs root");
     let node = Node::new();

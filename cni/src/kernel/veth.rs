@@ -11,9 +11,9 @@ use netlink_packet_route::link::{
 use super::{KernelError, RouteSocket, message::RouteNetlinkMessage, netns::Namespace};
 use crate::config::mac::Mac;
 
-/// The longest alias of a link: `IFALIASZ` is 256 with the terminating NUL (linux/if.h). A Pod's namespace and name may
-/// be longer.
-const LONGEST_ALIAS: usize = 255;
+/// The longest alias of a link: the kernel takes `IFALIASZ - 1`, 255 bytes (linux/if.h), of which the attribute's NUL is
+/// one. A Pod's namespace and name may be longer.
+const LONGEST_ALIAS: usize = 254;
 
 /// Both ends of a pair.
 #[derive(Clone, Debug)]
@@ -66,13 +66,9 @@ pub(crate) fn configure_host_end(
     hairpin: bool,
     isolated: bool,
 ) -> Result<(), KernelError> {
-    let mut end = alias.len().min(LONGEST_ALIAS);
-    while !alias.is_char_boundary(end) {
-        end -= 1;
-    }
     let mut message = LinkMessage::default();
     message.attributes.push(LinkAttribute::IfName(name.to_owned()));
-    message.attributes.push(LinkAttribute::IfAlias(alias[..end].to_owned()));
+    message.attributes.push(LinkAttribute::IfAlias(alias_of(alias)));
     message.attributes.push(LinkAttribute::LinkInfo(vec![
         LinkInfo::PortKind(InfoPortKind::Bridge),
         LinkInfo::PortData(InfoPortData::BridgePort(vec![
@@ -84,6 +80,13 @@ pub(crate) fn configure_host_end(
     Ok(())
 }
 
+/// The part of `text` that an alias can hold, on one line: it comes from the runtime, and is shown on terminals.
+fn alias_of(text: &str) -> String {
+    let mut alias: String = text.chars().filter(|letter| !letter.is_control()).collect();
+    alias.truncate(alias.floor_char_boundary(LONGEST_ALIAS));
+    alias
+}
+
 /// The message that brings link `index` up.
 pub(crate) fn up(index: u32) -> RouteNetlinkMessage {
     let mut message = LinkMessage::default();
@@ -91,4 +94,17 @@ pub(crate) fn up(index: u32) -> RouteNetlinkMessage {
     message.header.flags = LinkFlags::Up;
     message.header.change_mask = LinkFlags::Up;
     RouteNetlinkMessage::SetLink(message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_alias_is_one_line_of_whole_characters() {
+        assert_eq!(alias_of("keelson:net:a\nb\u{1b}[31m/c"), "keelson:net:ab[31m/c");
+        let long = format!("{}éé", "x".repeat(253));
+        assert_eq!(alias_of(&long), "x".repeat(253));
+        assert_eq!(alias_of(&long[1..]).len(), 254);
+    }
 }
