@@ -23,7 +23,14 @@ pub(super) fn del(config: &NetworkConfig, call: &AttachmentCall) -> Result<(), F
 
 /// Undoes one attachment, whatever is known or left of it.
 pub(super) fn detach(store: &Store, host: &mut RouteSocket, network: &str, key: &AttachmentKey) -> Result<(), Failure> {
-    let _lock = store.lock_attachment(key)?;
+    let _lock = match store.lock_attachment(key) {
+        // The store can't be written: its record stays, and says so; but the container loses its network.
+        Err(error @ StoreError::Io { .. }) => {
+            link::delete(host, &naming::host_interface(network, key))?;
+            return Err(error.into());
+        }
+        other => other?,
+    };
     match store.read(key) {
         Ok(Some(record)) => undo(store, host, &record),
         found => {

@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
-use nix::unistd::{AccessFlags, access};
+use nix::{
+    sys::statvfs::statvfs,
+    unistd::{AccessFlags, access},
+};
 
 use crate::{
     config::{
@@ -32,6 +35,12 @@ pub(super) fn status(config: &NetworkConfig) -> Result<(), Failure> {
     }
     if let Err(errno) = access(existing, AccessFlags::W_OK | AccessFlags::X_OK) {
         return Err(Failure::Unavailable(format!("the store can't be written: {}: {errno}", existing.display())));
+    }
+    let space = statvfs(existing)
+        .map_err(|errno| Failure::Unavailable(format!("failed to inspect {}: {errno}", existing.display())))?;
+    // A filesystem that makes inodes as it goes tells of none at all.
+    if space.blocks_free() == 0 || (space.files() > 0 && space.files_free() == 0) {
+        return Err(Failure::Unavailable(format!("the store can't be written: {} is full", existing.display())));
     }
     match bridge::find(&mut RouteSocket::open()?, &attachment.bridge) {
         Ok(Some(_)) => Ok(()),

@@ -199,8 +199,12 @@ impl Store {
     /// Returns the record's addresses and removes it; what is gone already is no error.
     pub(crate) fn release(&self, record: &Record) -> Result<(), StoreError> {
         let _lock = self.lock_network()?;
+        let mut walked_anew = Ok(());
         for lease in &record.addresses {
-            self.queue_released(lease)?;
+            if self.queue_released(lease).is_err() {
+                // On a full disk nothing can be queued, but the walk be made to come by the address once more.
+                walked_anew = walked_anew.and(self.walk_anew(lease.set));
+            }
         }
         let path = self.record_path(&record.key);
         ignore_absence(fs::remove_file(&path)).map_err(failed("remove", &path))?;
@@ -211,7 +215,7 @@ impl Store {
                 ignore_absence(fs::remove_file(&path)).map_err(failed("remove", &path))?;
             }
         }
-        Ok(())
+        walked_anew
     }
 
     /// Removes the record of `key` unread, for one that can't be read; its addresses become free.
@@ -219,14 +223,12 @@ impl Store {
     /// Nobody knows any more which queue they belong to, so every set is walked through anew.
     pub(crate) fn discard(&self, key: &AttachmentKey) -> Result<(), StoreError> {
         let _lock = self.lock_network()?;
-        let path = self.record_path(key);
-        ignore_absence(fs::remove_file(&path)).map_err(failed("remove", &path))?;
-        for index in 0.. {
-            let Some(mut allocator) = read_json::<AllocatorFile>(&self.allocator_path(index))? else { break };
-            allocator.cursor.last = None;
-            self.write_allocator(index, &allocator)?;
+        // First, for as long as the record is there somebody asks for this again.
+        for set in self.allocators()? {
+            self.walk_anew(set)?;
         }
-        Ok(())
+        let path = self.record_path(key);
+        ignore_absence(fs::remove_file(&path)).map_err(failed("remove", &path))
     }
 
     /// Removes temporary files that killed processes left; one whose process is alive may still be being written.
@@ -318,6 +320,19 @@ impl Store {
         symlink(lease.address.addr().to_string(), &entry).map_err(failed("create", &entry))?;
         allocator.cursor.tail += 1;
         self.write_allocator(lease.set, &allocator)
+    }
+
+    /// Makes the walk through a set start over, past what is in use. Unlike any other way to say so this takes no space.
+    fn walk_anew(&self, set: usize) -> Result<(), StoreError> {
+        let path = self.allocator_path(set);
+        ignore_absence(fs::remove_file(&path)).map_err(failed("remove", &path))
+    }
+
+    /// The sets that a walk has begun through.
+    fn allocators(&self) -> Result<Vec<usize>, StoreError> {
+        let paths = list(&self.boot_dir())?;
+        let number = |path: &PathBuf| path.file_stem()?.to_str()?.strip_prefix("allocator-")?.parse().ok();
+        Ok(paths.iter().filter_map(number).collect())
     }
 
     fn drop_released(&self, set: usize, number: u64) -> Result<(), StoreError> {
