@@ -13,7 +13,7 @@ use std::{
 };
 
 use common::{Node, addresses, feed, ip};
-use keelson_testkit::{Netns, is_root, skip_unless};
+use keelson_testkit::{Netns, is_root, missing, skip_unless};
 use serde_json::{Value, json};
 
 /// Connects from `client` to `address` in `server`, and gives the address that the server saw.
@@ -145,6 +145,61 @@ fn the_world_outside_sees_the_node() {
     let second = Netns::new().unwrap();
     node.add("d", &second, &node.config());
     assert_eq!(talk(&second, &world, parse("192.0.2.2")), parse("192.0.2.1"));
+}
+
+/// Runs `nft` in a namespace and gives its output.
+#[track_caller]
+fn nft(namespace: &Netns, arguments: &[&str]) -> String {
+    let output = namespace.command("nft").args(arguments).output().unwrap();
+    assert!(output.status.success(), "nft {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn a_saved_ruleset_can_be_loaded_again() {
+    skip_unless!(is_root(), "needs root");
+    skip_unless!(missing(&["nft"]).is_empty(), "needs nft");
+    let node = Node::new();
+    let pod = Netns::new().unwrap();
+    node.add("c", &pod, &node.config());
+    let saved = nft(&node.host, &["list", "ruleset"]);
+    assert!(saved.contains("10.77.0.0/24"), "{saved}");
+    let file = node.directory.path().join("ruleset");
+    fs::write(&file, &saved).unwrap();
+    nft(&node.host, &["-c", "-f", file.to_str().unwrap()]);
+    let restored = Netns::new().unwrap();
+    nft(&restored, &["-f", file.to_str().unwrap()]);
+    assert_eq!(nft(&restored, &["list", "ruleset"]), saved);
+}
+
+#[test]
+fn what_somebody_took_out_of_the_rules_check_tells_and_add_restores() {
+    skip_unless!(is_root(), "needs root");
+    skip_unless!(missing(&["nft"]).is_empty(), "needs nft");
+    let node = Node::new();
+    let world = world(&node);
+    let first = Netns::new().unwrap();
+    let mut check = node.config();
+    check["prevResult"] = node.add("first", &first, &node.config());
+    let whole = nft(&node.host, &["list", "ruleset"]);
+    let cases: [(&[&str], &str); 5] = [
+        (&["flush", "table", "inet", "keelson"], "lacks the rule of the set pods4"),
+        (&["flush", "chain", "inet", "keelson", "postrouting"], "lacks the rule of the set pods6"),
+        (&["delete", "element", "inet", "keelson", "pods4", "{ 10.77.0.0/24 }"], "lacks 10.77.0.0/24"),
+        (&["flush", "set", "inet", "keelson", "pods6"], "lacks fd77::/64"),
+        (&["delete", "table", "inet", "keelson"], "lacks 10.77.0.0/24"),
+    ];
+    for (index, (damage, expected)) in cases.iter().enumerate() {
+        node.call("CHECK", "first", Some(first.path()), &check).silent();
+        nft(&node.host, damage);
+        let answer = node.call("CHECK", "first", Some(first.path()), &check);
+        assert_eq!(answer.code(), 105, "{damage:?}");
+        assert!(answer.json()["details"].as_str().unwrap().contains(expected), "{expected}: {answer:?}");
+        let pod = Netns::new().unwrap();
+        node.add(&format!("c{index}"), &pod, &node.config());
+        assert_eq!(nft(&node.host, &["list", "ruleset"]), whole, "{damage:?}");
+        assert_eq!(talk(&pod, &world, parse("192.0.2.2")), parse("192.0.2.1"));
+    }
 }
 
 #[test]

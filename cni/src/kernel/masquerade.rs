@@ -7,7 +7,7 @@
 //! table inet keelson {
 //!     set pods4 { type ipv4_addr; flags interval; elements = { 10.88.0.0/16 } }
 //!     set pods6 { type ipv6_addr; flags interval; }
-//!     chain masquerade {
+//!     chain postrouting {
 //!         type nat hook postrouting priority 90;
 //!         meta nfproto ipv4 ip saddr @pods4 ip daddr != @pods4 @nh,128,8 < 0xe0 masquerade
 //!         meta nfproto ipv6 ip6 saddr @pods6 ip6 daddr != @pods6 @nh,192,8 != 0xff masquerade
@@ -32,8 +32,9 @@ use super::{
 };
 
 /// The table of family inet that is ours.
-pub(crate) const TABLE: &str = "keelson";
-const CHAIN: &str = "masquerade";
+const TABLE: &str = "keelson";
+/// Like every name here no word of nft's grammar, or what `nft list` prints could not be loaded again.
+const CHAIN: &str = "postrouting";
 const SET_V4: &str = "pods4";
 const SET_V6: &str = "pods6";
 
@@ -80,15 +81,32 @@ const FAMILIES: [Family; 2] = [
 /// How often a transaction is tried against changes by others.
 const ATTEMPTS: usize = 50;
 
-/// Makes the table hold `subnets`; a single question per subnet if it does already.
+/// Makes the table hold `subnets` and its rules; three questions if it does already.
 pub(crate) fn ensure(subnets: &[IpNet]) -> Result<(), KernelError> {
     let mut socket = NetfilterSocket::open()?;
-    for subnet in subnets {
-        if !nftables::contains(&mut socket, TABLE, set_of(subnet), subnet.network())? {
-            return change(&mut socket, |found| with(found, subnets));
-        }
+    if missing(&mut socket, subnets)?.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    change(&mut socket, |found| with(found, subnets))
+}
+
+/// What of the table is not there, each as a part of a sentence.
+pub(crate) fn differences(subnets: &[IpNet]) -> Result<Vec<String>, KernelError> {
+    missing(&mut NetfilterSocket::open()?, subnets)
+}
+
+fn missing(socket: &mut NetfilterSocket, subnets: &[IpNet]) -> Result<Vec<String>, KernelError> {
+    let found = read(socket)?;
+    let mut missing: Vec<String> = subnets
+        .iter()
+        .filter(|subnet| !found.iter().any(|other| other.contains(*subnet)))
+        .map(|subnet| format!("the nftables table inet {TABLE} lacks {subnet}"))
+        .collect();
+    let masqueraded = nftables::masqueraded_sets(socket, TABLE, CHAIN)?;
+    for family in FAMILIES.iter().filter(|family| !masqueraded.iter().any(|set| set == family.set)) {
+        missing.push(format!("the nftables chain inet {TABLE} {CHAIN} lacks the rule of the set {}", family.set));
+    }
+    Ok(missing)
 }
 
 /// Takes `subnets` out of the table, and with the last subnet the table.
@@ -97,11 +115,7 @@ pub(crate) fn remove(subnets: &[IpNet]) -> Result<(), KernelError> {
     change(&mut socket, |found| found.into_iter().filter(|subnet| !subnets.contains(subnet)).collect())
 }
 
-/// What the table holds.
-pub(crate) fn subnets() -> Result<Vec<IpNet>, KernelError> {
-    read(&mut NetfilterSocket::open()?)
-}
-
+/// The subnets that the table holds.
 fn read(socket: &mut NetfilterSocket) -> Result<Vec<IpNet>, KernelError> {
     let mut found = to_subnets(nftables::boundaries(socket, TABLE, SET_V4)?);
     found.extend(to_subnets(nftables::boundaries(socket, TABLE, SET_V6)?));

@@ -120,22 +120,6 @@ pub(crate) fn new_elements(table: &str, set: &str, boundaries: &[Boundary]) -> N
     NfTablesMessage::NewSetElement(elements(table, set, boundaries))
 }
 
-/// Whether `address` is in the set; `false` as well if there is no such set or table.
-pub(crate) fn contains(
-    socket: &mut NetfilterSocket,
-    table: &str,
-    set: &str,
-    address: IpAddr,
-) -> Result<bool, KernelError> {
-    let message = elements(table, set, &[Boundary { address, is_end: false }]);
-    let doing = format!("look up {address} in the nftables set {set}");
-    match socket.request(doing, inet(NfTablesMessage::GetSetElement(message)), 0) {
-        Ok(_) => Ok(true),
-        Err(error) if error.errno() == Some(Errno::ENOENT) => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
 /// What the set holds, unordered; nothing if there is no such set or table.
 pub(crate) fn boundaries(socket: &mut NetfilterSocket, table: &str, set: &str) -> Result<Vec<Boundary>, KernelError> {
     let message = SetElementMessage {
@@ -200,6 +184,54 @@ pub(crate) fn new_rule(table: &str, chain: &str, expressions: Vec<Vec<Expression
             RuleAttribute::Expressions(expressions.into_iter().map(ListAttribute::Element).collect()),
         ],
     })
+}
+
+/// The sets whose members' packets the chain's rules masquerade; none if there is no such chain or table.
+pub(crate) fn masqueraded_sets(
+    socket: &mut NetfilterSocket,
+    table: &str,
+    chain: &str,
+) -> Result<Vec<String>, KernelError> {
+    let attributes = vec![RuleAttribute::Table(table.to_owned()), RuleAttribute::Chain(chain.to_owned())];
+    let doing = format!("list the nftables chain {chain}");
+    let answers = match socket.dump(&doing, &inet(NfTablesMessage::GetRule(RuleMessage { attributes }))) {
+        Err(error) if error.errno() == Some(Errno::ENOENT) => return Ok(Vec::new()),
+        other => other?,
+    };
+    let mut sets = Vec::new();
+    for answer in answers {
+        let NetfilterMessageInner::NfTables(NfTablesMessage::NewRule(rule)) = answer.inner else { continue };
+        for attribute in rule.attributes {
+            if let RuleAttribute::Expressions(expressions) = attribute {
+                sets.extend(masqueraded_set(&expressions));
+            }
+        }
+    }
+    Ok(sets)
+}
+
+/// The first set that a masquerading rule looks into: by our [`look_up`]s, that of the packet's source.
+fn masqueraded_set(expressions: &[ListAttribute<ExpressionAttribute>]) -> Option<String> {
+    let mut set = None;
+    let mut masquerades = false;
+    for expression in expressions {
+        let ListAttribute::Element(attributes) = expression else { continue };
+        for attribute in attributes {
+            match attribute {
+                ExpressionAttribute::Name(name) => masquerades |= name == "masq",
+                ExpressionAttribute::Data(Expressions::Lookup(lookups)) => {
+                    set = set.or_else(|| {
+                        lookups.iter().find_map(|lookup| match lookup {
+                            Lookup::Set(name) => Some(name.clone()),
+                            _ => None,
+                        })
+                    });
+                }
+                _ => {}
+            }
+        }
+    }
+    set.filter(|_| masquerades)
 }
 
 fn expression(name: &str, data: Expressions) -> Vec<ExpressionAttribute> {

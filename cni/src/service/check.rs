@@ -133,10 +133,8 @@ fn compare_network(attachment: &Attachment, host: &mut RouteSocket) -> Result<Ve
         }
     }
     if attachment.masquerade {
-        let found = masquerade::subnets()?;
-        for range in ranges().filter(|range| !found.iter().any(|subnet| subnet.contains(&range.subnet))) {
-            differences.push(format!("the nftables table inet {} lacks {}", masquerade::TABLE, range.subnet));
-        }
+        let subnets: Vec<IpNet> = ranges().map(|range| range.subnet).collect();
+        differences.extend(masquerade::differences(&subnets)?);
     }
     Ok(differences)
 }
