@@ -19,13 +19,15 @@ struct Package {
     purpose: &'static str,
 }
 
-const PACKAGES: [Package; 7] = [
+const PACKAGES: [Package; 9] = [
     Package { name: "runc", program: "runc", purpose: "the OCI runtime below containerd" },
     Package { name: "e2fsprogs", program: "mkfs.ext4", purpose: "formats volumes" },
     Package { name: "busybox-static", program: "busybox", purpose: "the content of the test images" },
     Package { name: "nftables", program: "nft", purpose: "shows what was made in the kernel" },
     Package { name: "iproute2", program: "ip", purpose: "shows links and addresses" },
     Package { name: "iputils-ping", program: "ping", purpose: "sends traffic between test namespaces" },
+    Package { name: "mount", program: "losetup", purpose: "takes away what a killed run left" },
+    Package { name: "util-linux", program: "findmnt", purpose: "shows mounts" },
     Package { name: "strace", program: "strace", purpose: "kills processes at a chosen system call" },
 ];
 

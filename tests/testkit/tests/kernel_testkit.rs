@@ -35,11 +35,11 @@ fn leftovers_are_found() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("left.sock");
     namespace.run(|| {
-        let before = Snapshot::take();
+        let before = Snapshot::take().unwrap();
         run("ip", &["link", "add", "left0", "type", "veth", "peer", "name", "left1"]);
         run("nft", &["add", "table", "inet", "left"]);
         let _listener = UnixListener::bind(&path).unwrap();
-        let found = before.since().0;
+        let found = before.since().unwrap().0;
         let socket = format!("socket {}", path.display());
         for expected in ["link left0", "link left1", "nftables table inet left", socket.as_str()] {
             assert!(found.iter().any(|thing| thing == expected), "{expected} is not in {found:?}");
