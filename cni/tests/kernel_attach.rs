@@ -227,6 +227,31 @@ fn settings(node: &Node, range: &str) -> keelson_cni::NetworkSettings {
     section.validate(&keelson_host::Node { name: "n".to_owned(), state_dir: "/state".into(), root }).unwrap()
 }
 
+#[test]
+fn an_ipv6_address_is_given_where_ipv6_is_disabled() {
+    skip_unless!(is_root(), "needs root");
+    let node = Node::new();
+    let pods = [Netns::new().unwrap(), Netns::new().unwrap()];
+    for conf in ["all", "default"] {
+        pods[0].run(|| fs::write(format!("/proc/sys/net/ipv6/conf/{conf}/disable_ipv6"), "1").unwrap());
+    }
+    let results = [node.add("c0", &pods[0], &node.config()), node.add("c1", &pods[1], &node.config())];
+    talk(&pods[1], &pods[0], addresses(&results[0])[1]);
+    // Only the interface that was asked to have it.
+    let switch = |conf: &str| {
+        pods[0].run(|| fs::read_to_string(format!("/proc/sys/net/ipv6/conf/{conf}/disable_ipv6")).unwrap())
+    };
+    assert_eq!((switch("eth0").as_str(), switch("lo").as_str(), switch("default").as_str()), ("0\n", "1\n", "1\n"));
+    // An attachment without an IPv6 address leaves it disabled.
+    let mut config = node.config();
+    config["name"] = json!("four");
+    config["ipam"]["ranges"] = json!([[{"subnet": "10.77.0.0/24"}]]);
+    let mut command = node.command("ADD", "c0", Some(pods[0].path()));
+    command.env("CNI_IFNAME", "net1");
+    assert_eq!(feed(command, config.to_string().as_bytes()).status, 0);
+    assert_eq!(switch("net1"), "1\n");
+}
+
 /// The store of a layer-2 network, which lies in the default place.
 struct DefaultStore(String);
 

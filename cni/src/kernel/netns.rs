@@ -67,8 +67,8 @@ impl Namespace {
 
     /// Runs `work` with this thread inside the namespace, and comes back.
     ///
-    /// What must be opened inside (a netlink socket stays in the namespace it was opened in) is opened here; nothing
-    /// else belongs into `work`.
+    /// What must be done inside (a netlink socket stays in the namespace it was opened in, a switch of /proc/sys/net is
+    /// that of the thread's) is done here; nothing else belongs into `work`.
     pub(crate) fn within<T>(&self, work: impl FnOnce() -> T) -> Result<T, NamespaceError> {
         let own = File::open(OWN).map_err(|error| KernelError::new(format!("open {OWN}"), error))?;
         match setns(&self.file, CloneFlags::CLONE_NEWNET) {
