@@ -1,9 +1,6 @@
 //! Running other programs.
 
-use std::{
-    env,
-    process::{Command, ExitStatus},
-};
+use std::{env, process::Command};
 
 use anyhow::{Context, Result, ensure};
 use keelson_testkit::workspace_root;
@@ -21,16 +18,7 @@ pub(crate) fn cargo(subcommand: &str) -> Command {
 ///
 /// When it can't be started or doesn't succeed, with its command line.
 pub(crate) fn check(command: &mut Command) -> Result<()> {
-    let status = status(command)?;
+    let status = command.status().with_context(|| format!("failed to run {command:?}"))?;
     ensure!(status.success(), "{command:?} ended with {status}");
     Ok(())
-}
-
-/// Runs `command` to its end and gives its status, whatever that is.
-///
-/// # Errors
-///
-/// When it can't be started.
-pub(crate) fn status(command: &mut Command) -> Result<ExitStatus> {
-    command.status().with_context(|| format!("failed to run {command:?}"))
 }

@@ -1,16 +1,16 @@
 //! `cargo xtask try`: the samples through the whole suite.
 
 use std::{
-    os::unix::process::ExitStatusExt,
+    os::unix::process::CommandExt,
     process::{Command, ExitCode, Stdio},
 };
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use keelson_testkit::{Tool, workspace_root};
 
 use crate::{
     machine::{check_privileges, provide_packages, provide_tools},
-    run::{cargo, check, status},
+    run::{cargo, check},
 };
 
 /// What `cargo xtask try` may be told.
@@ -61,10 +61,8 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
             nodelab.arg("--keep");
         }
     }
-    let status = status(&mut nodelab)?;
-    // As a shell says it: 128 + the signal's number.
-    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);
-    Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
+    // In this process's place, so that Ctrl-C and the exit code are nodelab's own and the shell waits for its sweep.
+    Err(nodelab.exec()).with_context(|| format!("failed to run {nodelab:?}"))
 }
 
 /// Where cargo puts the programs of the dev profile.
