@@ -81,7 +81,15 @@ impl Failure {
     fn details(&self) -> String {
         match self {
             Self::Config(ConfigError::Version(stated)) => incompatible(stated),
-            Self::Config(ConfigError::Invalid(problems)) => problems.to_string(),
+            Self::Config(ConfigError::Invalid(problems)) => {
+                let remedies: Vec<&str> = problems
+                    .0
+                    .iter()
+                    .map(|problem| problem.remedy.as_str())
+                    .filter(|remedy| !remedy.is_empty())
+                    .collect();
+                remedies.join("; ")
+            }
             Self::Config(ConfigError::Unsupported(problem)) => problem.remedy.clone(),
             Self::VerbTooNew { verb, since, config } => {
                 format!("config is {:?}, {verb} needs {since} or later", config.as_str())

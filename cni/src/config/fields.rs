@@ -5,6 +5,9 @@ use std::net::IpAddr;
 use keelson_host::Problem;
 use serde_json::{Map, Value};
 
+/// How an IP address is written.
+pub(crate) const ADDRESS_REMEDY: &str = "write it as 10.88.0.1 or fd00:88::1";
+
 /// A JSON object and the path at which it was found, for the messages.
 #[derive(Clone, Debug)]
 pub(crate) struct Fields<'a> {
@@ -52,17 +55,20 @@ impl<'a> Fields<'a> {
     }
 
     pub(crate) fn number(&self, key: &str) -> Result<Option<u32>, Problem> {
-        self.typed(key, "a whole number from 0 to 4294967295", |value| {
-            value.as_u64().and_then(|number| u32::try_from(number).ok())
+        let number = |value: &Value| value.as_u64().and_then(|number| u32::try_from(number).ok());
+        self.typed(key, "a whole number from 0 to 4294967295", number).map_err(|mut problem| {
+            problem.remedy = "write its digits without quotes".to_owned();
+            problem
         })
     }
 
     pub(crate) fn address(&self, key: &str) -> Result<Option<IpAddr>, Problem> {
         match self.string(key)? {
             None | Some("") => Ok(None),
-            Some(text) => {
-                text.parse().map(Some).map_err(|_| Problem::new(self.path_of(key), text, "is not an IP address", ""))
-            }
+            Some(text) => text
+                .parse()
+                .map(Some)
+                .map_err(|_| Problem::new(self.path_of(key), text, "is not an IP address", ADDRESS_REMEDY)),
         }
     }
 

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{
-    fields::{Fields, not_a, objects},
+    fields::{ADDRESS_REMEDY, Fields, not_a, objects},
     invocation::{AttachmentKey, CniArgs},
     mac::Mac,
     names::{identifier_fault, interface_name_fault},
@@ -39,11 +39,21 @@ pub(crate) enum ConfigError {
     Decode(String),
     #[error("incompatible CNI versions")]
     Version(String),
-    #[error("invalid network config")]
+    #[error("invalid network config: {}", faults(.0))]
     Invalid(Problems),
     /// The spec asks for key and value in the message.
-    #[error("unsupported field in the network config: {}: {:?} {}", .0.path, .0.value, .0.wrong)]
+    #[error("unsupported field in the network config: {}", fault(.0))]
     Unsupported(Problem),
+}
+
+/// Where, which value, and what is wrong with it, on one line; the remedies go into the error's details.
+fn faults(problems: &Problems) -> String {
+    let faults: Vec<String> = problems.0.iter().map(fault).collect();
+    faults.join("; ")
+}
+
+fn fault(problem: &Problem) -> String {
+    Problem { remedy: String::new(), ..problem.clone() }.to_string()
 }
 
 impl From<Problem> for ConfigError {
@@ -376,7 +386,12 @@ pub(crate) fn parse_route(route: &Fields<'_>) -> Result<Route, Problem> {
     };
     let gw = route.address("gw")?;
     if let Some(gw) = gw.filter(|gw| gw.is_ipv4() != dst.addr().is_ipv4()) {
-        return Err(Problem::new(route.path_of("gw"), gw, format!("is of another family than {dst}"), ""));
+        return Err(Problem::new(
+            route.path_of("gw"),
+            gw,
+            format!("is of another family than {dst}"),
+            "give a gateway of the route's family",
+        ));
     }
     let scope = match route.number("scope")? {
         None => None,
@@ -466,7 +481,7 @@ fn requested_addresses(
     for (path, text) in texts {
         let bare = text.split('/').next().unwrap_or_default();
         let Ok(address) = bare.trim().parse::<IpAddr>() else {
-            return Err(Problem::new(path, text, "is not an IP address", ""));
+            return Err(Problem::new(path, text, "is not an IP address", ADDRESS_REMEDY));
         };
         let Some(set) = sets.iter().position(|set| set.range_of(address).is_some()) else {
             return Err(Problem::new(path, text, "is in no range", "ask for an address that a range offers"));
@@ -609,6 +624,14 @@ mod tests {
         invalid(
             json!({"mtu": 1000, "ipam": {"subnet": "fd00::/64"}}),
             "mtu: \"1000\" is out of range; take 1280 to 65535, or 0 for the kernel's default",
+        );
+        invalid(
+            json!({"mtu": "1400"}),
+            "mtu: \"1400\" is not a whole number from 0 to 4294967295; write its digits without quotes",
+        );
+        invalid(
+            json!({"ipam": {"subnet": "10.0.0.0/24", "routes": [{"dst": "10.9.0.0/16", "gw": "there"}]}}),
+            "ipam.routes[0].gw: \"there\" is not an IP address; write it as 10.88.0.1 or fd00:88::1",
         );
         invalid(json!({"isGateway": "yes"}), "isGateway: \"yes\" is not true or false");
         invalid(

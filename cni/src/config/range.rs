@@ -5,6 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 use keelson_host::{Problem, Problems};
 
+use super::fields::ADDRESS_REMEDY;
+
 /// One range as somebody wrote it, host-local's four keys.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct RangeText {
@@ -67,15 +69,16 @@ impl Range {
         let within = |key: &str, value: &Option<String>, default: u128| {
             let Some(value) = value else { return Ok(default) };
             let Ok(address) = value.parse::<IpAddr>() else {
-                return Err(problem(key, value, "is not an IP address".to_owned(), ""));
+                return Err(problem(key, value, "is not an IP address".to_owned(), ADDRESS_REMEDY));
             };
             if !subnet.contains(&address) {
-                return Err(problem(key, value, format!("is not in the subnet {subnet}"), ""));
+                let wrong = format!("is not in the subnet {subnet}");
+                return Err(problem(key, value, wrong, "take an address of the subnet"));
             }
             let bits = to_bits(address);
             if bits < lowest || bits > highest {
                 let wrong = format!("is the network or broadcast address of {subnet}");
-                return Err(problem(key, value, wrong, ""));
+                return Err(problem(key, value, wrong, "take an address between the two"));
             }
             Ok(bits)
         };
@@ -250,28 +253,28 @@ mod tests {
             "10.1.3.1",
             "",
             "",
-            "ipam.ranges[0][0].rangeStart: \"10.1.3.1\" is not in the subnet 10.1.2.0/24",
+            "ipam.ranges[0][0].rangeStart: \"10.1.3.1\" is not in the subnet 10.1.2.0/24; take an address of the subnet",
         );
         refused(
             "10.1.2.0/24",
             "",
             "fd00::1",
             "",
-            "ipam.ranges[0][0].rangeEnd: \"fd00::1\" is not in the subnet 10.1.2.0/24",
+            "ipam.ranges[0][0].rangeEnd: \"fd00::1\" is not in the subnet 10.1.2.0/24; take an address of the subnet",
         );
         refused(
             "10.1.2.0/24",
             "",
             "10.1.2.255",
             "",
-            "ipam.ranges[0][0].rangeEnd: \"10.1.2.255\" is the network or broadcast address of 10.1.2.0/24",
+            "ipam.ranges[0][0].rangeEnd: \"10.1.2.255\" is the network or broadcast address of 10.1.2.0/24; take an address between the two",
         );
         refused(
             "10.1.2.0/24",
             "",
             "",
             "10.1.9.1",
-            "ipam.ranges[0][0].gateway: \"10.1.9.1\" is not in the subnet 10.1.2.0/24",
+            "ipam.ranges[0][0].gateway: \"10.1.9.1\" is not in the subnet 10.1.2.0/24; take an address of the subnet",
         );
         refused(
             "10.1.2.0/24",
