@@ -2,10 +2,13 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 use keelson_host::{Problem, Problems};
 
 use super::fields::ADDRESS_REMEDY;
+
+/// RFC 4291, section 2.5.5.2: an IPv4 address in an IPv6 socket's clothes.
+const V4_MAPPED: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0), 96);
 
 /// One range as somebody wrote it, host-local's four keys.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -60,6 +63,12 @@ impl Range {
         if network.is_unspecified() || network.is_loopback() || network.is_multicast() {
             let wrong = "is not a range of unicast addresses".to_owned();
             return Err(problem("subnet", &text.subnet, wrong, "take a private range such as 10.88.0.0/16"));
+        }
+        if let IpNet::V6(subnet) = subnet
+            && (V4_MAPPED.contains(&subnet) || subnet.contains(&V4_MAPPED))
+        {
+            let wrong = "has IPv4-mapped addresses, which never leave a host".to_owned();
+            return Err(problem("subnet", &text.subnet, wrong, "write the IPv4 subnet itself, such as 10.88.0.0/16"));
         }
         let lowest = to_bits(network) + 1;
         let highest = match subnet {
@@ -297,6 +306,10 @@ mod tests {
             "",
             "ipam.ranges[0][0].subnet: \"224.0.0.0/24\" is not a range of unicast addresses; take a private range such as 10.88.0.0/16",
         );
+        for subnet in ["::ffff:10.0.0.0/120", "::ffff:0:0/96", "::fffe:0:0/95"] {
+            let refusal = range(subnet, "", "", "").unwrap_err();
+            assert!(refusal.wrong.contains("IPv4-mapped"), "{subnet}: {refusal}");
+        }
     }
 
     #[test]
