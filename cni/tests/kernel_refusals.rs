@@ -87,13 +87,14 @@ fn a_bad_environment_is_code_4() {
     let file = node.directory.path().join("file");
     fs::write(&file, "").unwrap();
     let config = node.config().to_string();
-    let cases: [(&str, &str); 11] = [
+    let cases: [(&str, &str); 12] = [
         ("CNI_COMMAND", "NONSENSE"),
         ("CNI_CONTAINERID", ""),
         ("CNI_CONTAINERID", "../../../tmp/x"),
         ("CNI_IFNAME", ""),
         ("CNI_IFNAME", "../x"),
         ("CNI_IFNAME", "a-name-that-is-too-long"),
+        ("CNI_IFNAME", "all"),
         ("CNI_NETNS", ""),
         ("CNI_NETNS", "/nonexistent"),
         ("CNI_NETNS", fifo.to_str().unwrap()),

@@ -28,7 +28,8 @@ pub(crate) fn identifier_fault(text: &str) -> Option<String> {
 
 /// What is wrong with an interface's name, as a predicate; `None` if nothing is.
 ///
-/// The kernel's rule (`dev_valid_name`): no '/', ':' or white space, not "." or "..", at most 15 bytes.
+/// The kernel's rule (`dev_valid_name`): no '/', ':' or white space, not "." or "..", at most 15 bytes. And not a name
+/// whose switches below /proc/sys/net it can't make.
 pub(crate) fn interface_name_fault(text: &str) -> Option<String> {
     if text.is_empty() {
         Some("is empty".to_owned())
@@ -36,6 +37,8 @@ pub(crate) fn interface_name_fault(text: &str) -> Option<String> {
         Some(format!("is longer than {LONGEST_INTERFACE_NAME} bytes"))
     } else if text == "." || text == ".." {
         Some("is a directory's name".to_owned())
+    } else if text == "all" || text == "default" {
+        Some("is the kernel's word for every interface's switches (/proc/sys/net/ipv4/conf)".to_owned())
     } else if text
         .chars()
         .any(|letter| matches!(letter, '/' | ':' | '%') || letter.is_whitespace() || letter.is_control())
@@ -65,7 +68,7 @@ mod tests {
         for good in ["eth0", "a", "exactly15bytes0", "net1-é"] {
             assert_eq!(interface_name_fault(good), None, "{good}");
         }
-        for bad in ["", ".", "..", "a/b", "eth0:1", "a b", "a\t", "sixteen-bytes-00", "eth%d"] {
+        for bad in ["", ".", "..", "a/b", "eth0:1", "a b", "a\t", "sixteen-bytes-00", "eth%d", "all", "default"] {
             assert!(interface_name_fault(bad).is_some(), "{bad:?}");
         }
     }
