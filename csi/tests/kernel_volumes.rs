@@ -399,3 +399,33 @@ async fn unpublish_deletes_nothing_that_is_not_its_own() {
     place.expect_clean();
     driver.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn how_access_times_are_kept_is_the_callers_choice() {
+    needs_a_kernel!();
+    for kind in ["image", "directory"] {
+        let place = Place::new();
+        let mut driver = Running::start(&place, &place.section(kind)).await;
+        let (staging, target) = (place.text("staging"), place.text("pods/mount"));
+        for (number, flag) in ["noatime", "strictatime", "relatime"].into_iter().enumerate() {
+            let capability = || mounted_with(&[flag, "nodiratime"], Mode::SingleNodeWriter);
+            let wish = request(&format!("pvc-{number}"), 16 * MIB, capability());
+            let id = driver.create(wish).await.unwrap().volume_id;
+            // The kubelet gives the flags of a StorageClass to both calls.
+            driver.stage(&id, &staging, capability()).await.unwrap();
+            driver.publish(publication(&id, &staging, &target, capability())).await.unwrap();
+            for path in ["staging", "pods/mount"] {
+                let options = place.mount_at(path).unwrap().options;
+                let has = |option: &str| options.iter().any(|found| found == option);
+                // The mount table has no word for strictatime.
+                let expected = (flag == "noatime", flag == "relatime", true);
+                assert_eq!((has("noatime"), has("relatime"), has("nodiratime")), expected, "{kind} {path} {options:?}");
+            }
+            driver.unpublish(&id, &target).await.unwrap();
+            driver.unstage(&id, &staging).await.unwrap();
+            driver.delete(&id).await.unwrap();
+        }
+        place.expect_clean();
+        driver.stop().await;
+    }
+}

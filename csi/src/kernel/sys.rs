@@ -127,7 +127,10 @@ pub(crate) fn filesystem_uuid(file: BorrowedFd<'_>) -> io::Result<[u8; 16]> {
     Ok(uuid.bytes)
 }
 
-/// Sets attributes (`MOUNT_ATTR_*`) of the detached mount that `mount` refers to.
+/// `MOUNT_ATTR__ATIME`: a number of its own among the bits of `MOUNT_ATTR_*`, which has to be cleared to be set.
+const ATIME_BITS: u64 = 0x70;
+
+/// Sets attributes (`MOUNT_ATTR_*`) of the detached mount that `mount` refers to; all others stay.
 pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, set: u64) -> io::Result<()> {
     /// `struct mount_attr`, include/uapi/linux/mount.h
     #[repr(C)]
@@ -137,7 +140,8 @@ pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, set: u64) -> io::Result<()> {
         propagation: u64,
         user_namespace: u64,
     }
-    let attributes = MountAttributes { set, clear: 0, propagation: 0, user_namespace: 0 };
+    let clear = if set & ATIME_BITS == 0 { 0 } else { ATIME_BITS };
+    let attributes = MountAttributes { set, clear, propagation: 0, user_namespace: 0 };
     #[expect(unsafe_code, reason = "no crate of ours wraps mount_setattr")]
     // SAFETY: the path is a NUL-terminated constant and the struct outlives the call, whose size is given with it.
     let result = unsafe {
