@@ -9,7 +9,7 @@ use axum::{
     routing::get,
 };
 use prometheus_client::{encoding::text, registry::Registry};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::watch};
 
 use super::connection::BoundedListener;
 use crate::plugins::PluginKind;
@@ -47,13 +47,17 @@ impl Listener {
     ///
     /// `/healthz` is 200 whenever the event loop still turns; a plugin that can't work is `/readyz`'s business, as a
     /// restart doesn't mend a sick disk. `/readyz` is 200 if every plugin is ready, else 503 with the reasons.
-    pub fn serve(self, registry: Registry, readiness: impl Fn() -> Readiness + Send + Sync + 'static) {
-        let registry = Arc::new(registry);
+    /// `/metrics` shows the newest of `registries`: a plugin's own metrics come once the plugin is there.
+    pub fn serve(
+        self,
+        registries: watch::Receiver<Arc<Registry>>,
+        readiness: impl Fn() -> Readiness + Send + Sync + 'static,
+    ) {
         let readiness = Arc::new(readiness);
         let router = Router::new()
             .route("/healthz", get(healthz))
             .route("/readyz", get(async move || readyz(&readiness())))
-            .route("/metrics", get(async move || metrics(&registry)));
+            .route("/metrics", get(async move || metrics(&registries.borrow())));
         tokio::spawn(async move {
             // axum's serve() keeps on through failed accepts and so has no error to give.
             axum::serve(BoundedListener::new(self.0), router).await

@@ -6,9 +6,9 @@ mod link;
 mod process;
 mod signals;
 
-use std::{io, time::Instant};
+use std::{io, sync::Arc, time::Instant};
 
-use tokio::task::JoinSet;
+use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -42,7 +42,8 @@ pub async fn run(config: &NodeConfig, launch: Launch) -> Result<(), Failure> {
     let mut registry = observability::registry();
     let board = Board::new(&plugins, &mut registry);
     let readiness = board.clone();
-    listener.serve(registry, move || readiness.readiness());
+    let (_registry, registries) = watch::channel(Arc::new(registry));
+    listener.serve(registries, move || readiness.readiness());
     let mut keepers = JoinSet::new();
     for plugin in plugins {
         let keeper = Keeper { plugin, launch: launch.clone(), board: board.clone(), shutdown: shutdown.clone() };
