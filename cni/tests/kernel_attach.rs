@@ -302,6 +302,30 @@ fn addresses_asked_for_are_given_once() {
 }
 
 #[test]
+fn routes_of_every_kind_are_made() {
+    skip_unless!(is_root(), "needs root");
+    for (routes, family, expected) in [
+        (
+            json!([{"dst": "10.9.0.0/16", "gw": "10.77.0.7"}, {"dst": "10.9.0.0/16", "gw": "10.77.0.8"}]),
+            "-4",
+            "10.77.0.8",
+        ),
+        (json!([{"dst": "10.9.0.0/16", "table": 1007}, {"dst": "10.9.0.0/16", "priority": 7}]), "-4", "metric 7"),
+        (json!([{"dst": "10.8.0.1/32", "scope": 253}, {"dst": "10.9.0.0/16", "gw": "10.8.0.1"}]), "-4", "via 10.8.0.1"),
+        (json!([{"dst": "fd01::/64", "gw": "fe80::1"}]), "-6", "via fe80::1"),
+    ] {
+        let node = Node::new();
+        let pod = Netns::new().unwrap();
+        let mut config = node.config();
+        config["ipam"]["routes"] = routes;
+        config["prevResult"] = node.add("c", &pod, &config);
+        let found = ip(&pod, &[family, "route"]);
+        assert!(found.contains(expected), "{expected}: {found}");
+        node.call("CHECK", "c", Some(pod.path()), &config).silent();
+    }
+}
+
+#[test]
 fn the_longest_names_are_attached() {
     skip_unless!(is_root(), "needs root");
     let node = Node::new();

@@ -32,6 +32,12 @@ const DEFAULT_BRIDGE: &str = "cni0";
 /// The type that selects the built-in IPAM.
 const OWN_TYPE: &str = "keelson-cni";
 
+/// The main routing table (rtnetlink(7)), where a route without a table goes.
+const MAIN_TABLE: u32 = 254;
+
+/// rtnetlink(7): from this scope on, a route has no gateway.
+const LINK_SCOPE: u8 = 253;
+
 /// What is wrong with a network config.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ConfigError {
@@ -216,14 +222,7 @@ impl NetworkConfig {
                 }
             }
         }
-        for (index, route) in routes.iter().enumerate() {
-            let is_ipv4 = route.dst.addr().is_ipv4();
-            if !sets.iter().any(|set| set.is_ipv4() == is_ipv4) {
-                let wrong = "is of a family that no range gives addresses of";
-                let remedy = "remove the route or add a range";
-                return Err(Problem::new(format!("ipam.routes[{index}].dst"), route.dst, wrong, remedy).into());
-            }
-        }
+        check_routes(&routes, &sets)?;
         let mtu = top.number("mtu")?.filter(|mtu| *mtu != 0);
         let smallest = if sets.iter().any(|set| !set.is_ipv4()) { 1280 } else { 68 };
         if let Some(mtu) = mtu.filter(|mtu| !(smallest..=65535).contains(mtu)) {
@@ -277,6 +276,26 @@ impl Route {
     /// The plain route to `dst` by the gateway of its family.
     pub(crate) fn to(dst: IpNet) -> Self {
         Self { dst, gw: None, mtu: None, advmss: None, priority: None, table: None, scope: None }
+    }
+
+    /// Whether it has no gateway, and gets none: what it leads to is on the link itself.
+    pub(crate) fn is_on_link(&self) -> bool {
+        self.gw.is_none() && self.scope.is_some_and(|scope| scope >= LINK_SCOPE)
+    }
+
+    /// The table that it is in.
+    pub(crate) fn table(&self) -> u32 {
+        // 0 is the kernel's word for "no table given".
+        self.table.filter(|table| *table != 0).unwrap_or(MAIN_TABLE)
+    }
+
+    /// Whether the kernel takes the two for one route, where `default` is the gateway of those that name none.
+    fn is_the_same(&self, other: &Self, default: IpAddr) -> bool {
+        let key = |route: &Self| {
+            let gateway = (!route.is_on_link()).then(|| route.gw.unwrap_or(default));
+            (route.dst, gateway, route.priority, route.table())
+        };
+        key(self) == key(other)
     }
 }
 
@@ -375,6 +394,35 @@ fn parse_range(range: &Fields<'_>) -> Result<Range, Problem> {
 
 fn parse_routes(ipam: &Fields<'_>) -> Result<Vec<Route>, Problem> {
     ipam.objects("routes")?.iter().map(parse_route).collect()
+}
+
+/// Finds what the kernel would refuse after half of the attachment is made: a route of a family without addresses, to
+/// the same place twice, or by a gateway that can't be reached.
+fn check_routes(routes: &[Route], sets: &[RangeSet]) -> Result<(), Problem> {
+    for (index, route) in routes.iter().enumerate() {
+        let problem = |key: &str, value: &dyn std::fmt::Display, wrong: &str, remedy: &str| {
+            Err(Problem::new(format!("ipam.routes[{index}].{key}"), value, wrong, remedy))
+        };
+        let is_ipv4 = route.dst.addr().is_ipv4();
+        let mut ranges = sets.iter().flat_map(|set| &set.0).filter(|range| range.subnet.addr().is_ipv4() == is_ipv4);
+        let Some(first) = ranges.clone().next() else {
+            let wrong = "is of a family that no range gives addresses of";
+            return problem("dst", &route.dst, wrong, "remove the route or add a range");
+        };
+        let earlier = &routes[..index];
+        if earlier.iter().any(|other| other.is_the_same(route, first.gateway)) {
+            return problem("dst", &route.dst, "is the route of an earlier entry", "remove one of the two");
+        }
+        let Some(gw) = route.gw else { continue };
+        let is_link_local = matches!(gw, IpAddr::V6(gw) if gw.is_unicast_link_local());
+        let by_route = || earlier.iter().any(|other| other.is_on_link() && other.dst.contains(&gw));
+        if !is_link_local && !ranges.any(|range| range.subnet.contains(&gw)) && !by_route() {
+            let remedy =
+                "take an address of a subnet of the ranges, or put a route with scope 253 (link) to it in front";
+            return problem("gw", &gw, "is in no subnet that the container is on", remedy);
+        }
+    }
+    Ok(())
 }
 
 /// Reads one route of a config or a previous result.
@@ -654,6 +702,27 @@ mod tests {
             json!({"ipam": {"subnet": "10.0.0.0/24", "routes": [{"dst": "::/0"}]}}),
             "ipam.routes[0].dst: \"::/0\" is of a family that no range gives addresses of; remove the route or add a range",
         );
+        let routes = |routes: Value| json!({"isDefaultGateway": true, "ipam": {"ranges": [[{"subnet": "10.0.0.0/24"}], [{"subnet": "fd00::/64"}]], "routes": routes}});
+        invalid(
+            routes(json!([{"dst": "10.9.0.0/16"}, {"dst": "10.9.1.2/16"}])),
+            "ipam.routes[1].dst: \"10.9.0.0/16\" is the route of an earlier entry; remove one of the two",
+        );
+        invalid(
+            routes(json!([{"dst": "0.0.0.0/0", "gw": "10.0.0.1"}, {"dst": "0.0.0.0/0"}])),
+            "ipam.routes[1].dst: \"0.0.0.0/0\" is the route of an earlier entry; remove one of the two",
+        );
+        invalid(
+            routes(json!([{"dst": "10.9.0.0/16", "gw": "10.8.0.1"}])),
+            "ipam.routes[0].gw: \"10.8.0.1\" is in no subnet that the container is on; take an address of a subnet of the ranges, or put a route with scope 253 (link) to it in front",
+        );
+        for good in [
+            json!([{"dst": "10.9.0.0/16", "priority": 1}, {"dst": "10.9.0.0/16", "table": 7}, {"dst": "10.9.0.0/16"}]),
+            json!([{"dst": "10.9.0.0/16", "gw": "10.0.0.7"}, {"dst": "10.9.0.0/16", "gw": "10.0.0.8"}]),
+            json!([{"dst": "10.8.0.1/32", "scope": 253}, {"dst": "10.9.0.0/16", "gw": "10.8.0.1"}]),
+            json!([{"dst": "fd01::/64", "gw": "fe80::1"}]),
+        ] {
+            config(routes(good.clone())).unwrap_or_else(|error| panic!("{good}: {error}"));
+        }
         invalid(
             json!({"ipam": {"subnet": "10.0.0.0/24"}, "runtimeConfig": {"ips": ["10.9.0.1"]}}),
             "runtimeConfig.ips: \"10.9.0.1\" is in no range; ask for an address that a range offers",

@@ -29,9 +29,6 @@ use crate::{
     store::{AttachmentState, Record, Store, VERSION, describe},
 };
 
-/// rtnetlink(7): the scopes of routes that have no gateway.
-const LINK_SCOPE: u8 = 253;
-
 /// What an ADD works on.
 struct Addition<'a> {
     config: &'a NetworkConfig,
@@ -249,7 +246,7 @@ impl Addition<'_> {
 /// The route with the gateway of its family, unless it says that it has none.
 fn with_gateway(route: &Route, record: &Record) -> Route {
     let mut route = route.clone();
-    if route.gw.is_none() && route.scope.is_none_or(|scope| scope < LINK_SCOPE) {
+    if route.gw.is_none() && !route.is_on_link() {
         let is_ipv4 = route.dst.addr().is_ipv4();
         let lease = record.addresses.iter().find(|lease| lease.address.addr().is_ipv4() == is_ipv4);
         route.gw = lease.map(|lease| lease.gateway);

@@ -22,9 +22,6 @@ use crate::{
     store::{Record, Store},
 };
 
-/// The main routing table (rtnetlink(7)), where a route without a table goes.
-const MAIN_TABLE: u32 = 254;
-
 /// Compares record, previous result and config with the kernel, and names every difference.
 ///
 /// Only what this plugin made is looked at, and more than that is no difference: later plugins of the chain may add.
@@ -168,13 +165,11 @@ fn compare_addresses(
 
 fn compare_routes(found: &[FoundRoute], link: &Link, wanted: &[Route], differences: &mut Vec<String>) {
     for route in wanted {
-        // Table 0 is the kernel's word for "no table given".
-        let table = route.table.filter(|table| *table != 0).unwrap_or(MAIN_TABLE);
         let is_there = found.iter().any(|candidate| {
             candidate.dst == route.dst
                 && candidate.gateway == route.gw
                 && candidate.link == Some(link.index)
-                && candidate.table == table
+                && candidate.table == route.table()
         });
         if !is_there {
             let via = route.gw.map(|gateway| format!(" via {gateway}")).unwrap_or_default();
