@@ -50,6 +50,8 @@ pub(crate) enum QueryError {
     #[error("{0}")]
     Invalid(Problem),
     #[error(transparent)]
+    Pending(#[from] Pending),
+    #[error(transparent)]
     Token(#[from] InvalidToken),
     #[error(transparent)]
     Lookup(#[from] LookupError),

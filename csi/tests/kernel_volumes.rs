@@ -429,3 +429,45 @@ async fn how_access_times_are_kept_is_the_callers_choice() {
         driver.stop().await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_staging_path_in_use_is_refused_and_nothing_is_stacked() {
+    needs_a_kernel!();
+    for kind in ["image", "directory"] {
+        let place = Place::new();
+        let mut driver = Running::start(&place, &place.section(kind)).await;
+        let (staging, target) = (place.text("staging"), place.text("pods/mount"));
+        let first = driver.create(request("pvc-1", 16 * MIB, mounted())).await.unwrap().volume_id;
+        let second = driver.create(request("pvc-2", 16 * MIB, mounted())).await.unwrap().volume_id;
+        driver.stage(&first, &staging, mounted()).await.unwrap();
+        let before = place.mounts();
+        expect_code(driver.stage(&second, &staging, mounted()).await, Code::FailedPrecondition);
+        expect_code(driver.publish(publication(&second, &staging, &target, mounted())).await, Code::FailedPrecondition);
+        driver.stage(&first, &staging, mounted()).await.unwrap();
+        let otherwise = mounted_with(&["noexec"], Mode::SingleNodeWriter);
+        expect_code(driver.stage(&first, &staging, otherwise).await, Code::AlreadyExists);
+        assert_eq!(place.mounts(), before);
+
+        // Somebody covers the staging path: the volume below can't be reached, and nothing comes on top.
+        place.mount_tmpfs("staging", "size=1m");
+        let covered = place.mounts();
+        expect_code(driver.publish(publication(&first, &staging, &target, mounted())).await, Code::FailedPrecondition);
+        expect_code(driver.stage(&first, &staging, mounted()).await, Code::FailedPrecondition);
+        assert_eq!(place.mounts(), covered);
+        place.unmount("staging");
+        driver.publish(publication(&first, &staging, &target, mounted())).await.unwrap();
+        driver.unpublish(&first, &target).await.unwrap();
+        driver.unstage(&first, &staging).await.unwrap();
+
+        place.mount_tmpfs("staging", "size=1m");
+        expect_code(driver.stage(&second, &staging, mounted()).await, Code::FailedPrecondition);
+        assert_eq!(place.mounts().len(), 1);
+        place.unmount("staging");
+        driver.stage(&second, &staging, mounted()).await.unwrap();
+        driver.unstage(&second, &staging).await.unwrap();
+        driver.delete(&first).await.unwrap();
+        driver.delete(&second).await.unwrap();
+        place.expect_clean();
+        driver.stop().await;
+    }
+}

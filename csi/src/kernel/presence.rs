@@ -15,10 +15,7 @@ use super::{
     mount::MountTable,
     path,
 };
-use crate::{
-    policy::{ContentKind, TargetPath},
-    store::{data, image},
-};
+use crate::policy::{ContentKind, TargetPath};
 
 /// A volume's loop devices and mounts at one moment.
 #[derive(Debug)]
@@ -36,20 +33,19 @@ enum Content {
 }
 
 impl Presence {
-    /// Looks for the volume in `folder`.
-    pub(crate) fn read(root: &HostRoot, folder: &Path, content: ContentKind) -> Result<Self, KernelError> {
+    /// Looks for the volume whose image or directory is `path`.
+    pub(crate) fn read(root: &HostRoot, path: &Path, content: ContentKind) -> Result<Self, KernelError> {
         let content = match content {
-            ContentKind::Block => Content::Block(loop_device::find(root, &image(folder))?),
-            ContentKind::Ext4 => Content::Filesystem(loop_device::find(root, &image(folder))?),
+            ContentKind::Block => Content::Block(loop_device::find(root, path)?),
+            ContentKind::Ext4 => Content::Filesystem(loop_device::find(root, path)?),
             ContentKind::Directory => {
-                let data = data(folder);
-                let identity = match fs::metadata(&data) {
+                let identity = match fs::metadata(path) {
                     Ok(found) => Some((found.dev(), found.ino())),
                     Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-                    Err(error) => return Err(KernelError::path(&data)(error)),
+                    Err(error) => return Err(KernelError::path(path)(error)),
                 };
-                let depth = data.iter().count().saturating_sub(3);
-                Content::Directory(identity, data.iter().skip(depth).collect())
+                let depth = path.iter().count().saturating_sub(3);
+                Content::Directory(identity, path.iter().skip(depth).collect())
             }
         };
         Ok(Self { table: MountTable::read()?, content })

@@ -210,6 +210,8 @@ fn list(state: &State, request: &ListVolumesRequest) -> Result<ListVolumesRespon
     let Ok(max_entries) = usize::try_from(request.max_entries) else {
         return Err(Problem::new("max_entries", request.max_entries, "is negative", "use 0 for no limit").into());
     };
+    // A disk that doesn't answer keeps whoever asks; one that waits is enough.
+    let _guard = state.in_flight.begin("the list of volumes", "ListVolumes")?;
     let page = page(&state.pools.all()?, &request.starting_token, max_entries)?;
     let node = &state.settings.node_name;
     let entries =
@@ -237,9 +239,14 @@ fn capacity(state: &State, request: &GetCapacityRequest) -> Result<GetCapacityRe
     let Ok(content) = content_for(pool.settings.kind, &wanted) else {
         return Ok(answer(0, 0, ContentKind::Block));
     };
+    // As with the list.
+    let _guard = state.in_flight.begin(format!("the capacity of pool {}", pool.settings.name), "GetCapacity")?;
     pool.check()?;
     let available = state.pools.available(pool)?;
-    let largest = if content == ContentKind::Directory { available } else { largest_volume(available) };
+    let largest = match content {
+        ContentKind::Block | ContentKind::Ext4 => largest_volume(available),
+        ContentKind::Directory => available,
+    };
     Ok(answer(available, largest, content))
 }
 

@@ -7,9 +7,8 @@ use keelson_proto::csi::v1::{CreateVolumeRequest, CreateVolumeResponse, Volume};
 use rustix::fs::Mode;
 use uuid::Uuid;
 
-use super::{Pending, State, request::required};
+use super::{Guard, Pending, State, request::required};
 use crate::{
-    config::PoolKind,
     kernel::{HelperError, Hold, filesystem},
     policy::{
         Access, Capability, Content, ContentKind, OutOfRange, Parameters, Provisioning, Rejected, SizeRange,
@@ -68,7 +67,11 @@ pub(super) fn create(state: &State, request: &CreateVolumeRequest) -> Result<Cre
         let remedy = format!("pool {} is of kind {}", pool.settings.name, pool.settings.kind.as_str());
         Problem::new("volume_capabilities", "", format!("can't be served ({wrong})"), remedy)
     })?;
-    if content == ContentKind::Directory && wish.parameters.provisioning == Provisioning::Thick {
+    let can_be_thick = match content {
+        ContentKind::Block | ContentKind::Ext4 => true,
+        ContentKind::Directory => false,
+    };
+    if wish.parameters.provisioning == Provisioning::Thick && !can_be_thick {
         let remedy = "a directory takes no space of its own; leave it out or use a pool of kind image";
         return Err(Problem::new("parameters[provisioning]", "thick", "is not offered by this pool", remedy).into());
     }
@@ -76,12 +79,9 @@ pub(super) fn create(state: &State, request: &CreateVolumeRequest) -> Result<Cre
 
     let guard: Hold = Arc::new(state.in_flight.begin(format!("{:?}", wish.name), "CreateVolume")?);
     pool.check()?;
-    let record = match state.pools.find_by_name(&wish.name) {
-        Some((pool, existing)) => {
-            // A DeleteVolume of it may be on its way.
-            let _guard = state.in_flight.begin(existing.id.as_str(), "CreateVolume")?;
-            pool.check()?;
-            if let Some(difference) = wish.difference(pool, &existing) {
+    let record = match find(state, pool, &wish.name)? {
+        Some((_guard, its_pool, existing)) => {
+            if let Some(difference) = wish.difference(its_pool, &existing) {
                 return Err(CreateError::Exists { name: wish.name, difference });
             }
             existing
@@ -91,9 +91,35 @@ pub(super) fn create(state: &State, request: &CreateVolumeRequest) -> Result<Cre
     Ok(CreateVolumeResponse { volume: Some(describe(&record, node)) })
 }
 
+/// The volume of that name, taken: nobody deletes it while the guard is held. The caller holds the name.
+fn find<'a>(
+    state: &'a State,
+    pool: &'a Pool,
+    name: &str,
+) -> Result<Option<(Guard, &'a Pool, VolumeRecord)>, CreateError> {
+    match state.pools.find_by_name(pool, name)? {
+        Some((its_pool, found)) => take(state, its_pool, &found),
+        None => Ok(None),
+    }
+}
+
+/// Takes a volume that was found just now, and looks again: a DeleteVolume may have ended in between.
+fn take<'a>(
+    state: &'a State,
+    pool: &'a Pool,
+    found: &VolumeRecord,
+) -> Result<Option<(Guard, &'a Pool, VolumeRecord)>, CreateError> {
+    let guard = state.in_flight.begin(found.id.as_str(), "CreateVolume")?;
+    pool.check()?;
+    Ok(pool.find_by_name(&found.name)?.map(|record| (guard, pool, record)))
+}
+
 /// A volume as the CSI messages describe it. A directory's size is unknown, as nothing enforces one.
 pub(super) fn describe(record: &VolumeRecord, node: &str) -> Volume {
-    let bytes = if record.content == Content::Directory { 0 } else { record.bytes };
+    let bytes = match record.content {
+        Content::Block | Content::Ext4 { .. } => record.bytes,
+        Content::Directory => 0,
+    };
     Volume {
         volume_id: record.id.as_str().to_owned(),
         // Sizes were checked to fit when the volume was made.
@@ -198,15 +224,16 @@ fn build(
     hold: &Hold,
 ) -> Result<VolumeRecord, CreateError> {
     // Counts until the volume counts itself.
-    let _reservation = if pool.settings.kind == PoolKind::Directory {
-        let available = state.pools.available(pool)?;
-        if bytes > available {
-            let pool = pool.settings.name.clone();
-            return Err(Lacking::Space { pool, bytes, largest: available }.into());
+    let _reservation = match content {
+        ContentKind::Block | ContentKind::Ext4 => Some(state.pools.reserve(pool, bytes)?),
+        ContentKind::Directory => {
+            let available = state.pools.available(pool)?;
+            if bytes > available {
+                let pool = pool.settings.name.clone();
+                return Err(Lacking::Space { pool, bytes, largest: available }.into());
+            }
+            None
         }
-        None
-    } else {
-        Some(state.pools.reserve(pool, bytes)?)
     };
     let id = VolumeId::generate();
     let draft = pool.build(&id)?;

@@ -9,7 +9,7 @@ use super::{Pending, State, request::required};
 use crate::{
     kernel::{KernelError, Presence},
     policy::check_map,
-    store::{Attachment, LookupError, RecordError, StoreError},
+    store::{Attachment, LookupError, RecordError, StoreError, content_path},
 };
 
 /// Why a volume was not deleted.
@@ -47,12 +47,14 @@ pub(super) fn delete(state: &State, request: &DeleteVolumeRequest) -> Result<Del
         Err(LookupError::Unknown(_)) => return Ok(DeleteVolumeResponse {}),
         Err(error) => return Err(error.into()),
     };
-    let presence = Presence::read(&state.settings.root, &pool.folder(&record.id), record.content.kind())?;
+    let kind = record.content.kind();
+    let presence = Presence::read(&state.settings.root, &content_path(&pool.folder(&record.id), kind), kind)?;
     if let Some(by) = presence.use_of() {
         return Err(DeleteError::InUse { id: id.to_owned(), by });
     }
-    pool.remove(&record.id)?;
+    // First: once the volume is gone, no retry comes here.
     state.attachments.write(&record.id, &Attachment::default())?;
+    pool.remove(&record.id)?;
     tracing::info!(volume = id, name = record.name, pool = pool.settings.name, "volume deleted");
     Ok(DeleteVolumeResponse {})
 }

@@ -8,7 +8,7 @@ use plugin_capability::service::Type;
 use tonic::{Request, Response, Status};
 
 use super::Service;
-use crate::{config::PoolKind, error::MissingProgram, kernel::program_exists};
+use crate::{config::PoolKind, error::MissingProgram, kernel::program_exists, store::Pool};
 
 /// What formats images.
 const MKFS: &str = "mkfs.ext4";
@@ -41,8 +41,11 @@ impl Identity for Service {
     /// Ready as soon as it answers. A pool whose disk is missing is no reason to be restarted, which is what a
     /// failing probe leads to; it shows in the metrics and in every call that needs it.
     async fn probe(&self, _: Request<ProbeRequest>) -> Result<Response<ProbeResponse>, Status> {
-        let images = self.state().pools.iter().any(|pool| pool.settings.kind == PoolKind::Image);
-        if images && !program_exists(MKFS) {
+        let formats = |pool: &Pool| match pool.settings.kind {
+            PoolKind::Image => true,
+            PoolKind::Directory | PoolKind::Subvolume => false,
+        };
+        if self.state().pools.iter().any(formats) && !program_exists(MKFS) {
             return Err(MissingProgram(MKFS).into());
         }
         Ok(Response::new(ProbeResponse { ready: Some(true) }))

@@ -67,6 +67,8 @@ pub(super) fn publish(
         return Err(Problem::new("target_path", target, "is the staging path", "use a path of its own").into());
     }
     let volume = Volume::take(state, id, "NodePublishVolume")?;
+    // Two volumes must not both find the same path free.
+    let _path = state.in_flight.begin(target.to_string(), "NodePublishVolume").map_err(VolumeError::from)?;
     let unfit = |reason| PublishError::Unfit { id: id.to_owned(), reason };
     capability.fits(volume.record.content.kind()).map_err(unfit)?;
     let presence = volume.presence()?;
@@ -92,6 +94,7 @@ pub(super) fn publish(
         return Err(unfit("it was staged as SINGLE_NODE_READER_ONLY".to_owned()));
     }
     if !volume.is_staged_at(&presence, &staging)? {
+        volume.expect_uncovered(&staging, &presence)?;
         restage(&volume, staged)?;
     }
     volume.expect_uncovered(&target, &presence)?;

@@ -59,6 +59,8 @@ pub(super) fn stage(state: &State, request: &NodeStageVolumeRequest) -> Result<N
     let capability = capability(request.volume_capability.as_ref())?;
     check_map("secrets", &request.secrets)?;
     let volume = Volume::take(state, id, "NodeStageVolume")?;
+    // Two volumes must not both find the same path free.
+    let _path = state.in_flight.begin(staging.to_string(), "NodeStageVolume").map_err(VolumeError::from)?;
     capability.fits(volume.record.content.kind()).map_err(|reason| StageError::Unfit { id: id.to_owned(), reason })?;
     let presence = volume.presence()?;
     let mut attachment = volume.attachment(&presence)?;
@@ -76,6 +78,7 @@ pub(super) fn stage(state: &State, request: &NodeStageVolumeRequest) -> Result<N
     if !found.is_some_and(|found| FileType::from_raw_mode(found.st_mode) == FileType::Directory) {
         return Err(StageError::NoDirectory { path: staging });
     }
+    volume.expect_uncovered(&staging, &presence)?;
     attachment.staged = Some(Staged { path: staging.clone(), capability: capability.clone() });
     volume.write(&attachment)?;
     if let Err(error) = volume.stage(&staging, &capability) {

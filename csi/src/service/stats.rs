@@ -6,7 +6,8 @@ use keelson_proto::csi::v1::{NodeGetVolumeStatsRequest, NodeGetVolumeStatsRespon
 use super::{State, VolumeError, request::required};
 use crate::{
     kernel::{KernelError, Presence, filesystem, path},
-    policy::{Content, TargetPath},
+    policy::{ContentKind, TargetPath},
+    store::content_path,
 };
 
 /// Why no figures can be given.
@@ -42,21 +43,23 @@ pub(super) fn stats(
     let not_there = || StatsError::NotThere { id: id.to_owned(), path: request.volume_path.clone() };
     // No volume is at what can't be a target path.
     let path = TargetPath::try_from(request.volume_path.clone()).map_err(|_| not_there())?;
-    let presence = Presence::read(&state.settings.root, &pool.folder(&record.id), record.content.kind())
+    let kind = record.content.kind();
+    let presence = Presence::read(&state.settings.root, &content_path(&pool.folder(&record.id), kind), kind)
         .map_err(VolumeError::from)?;
     if !presence.is_at(&path).map_err(VolumeError::from)? {
         return Err(not_there());
     }
-    let usage = if record.content == Content::Block {
-        vec![usage(Unit::Bytes, record.bytes, 0, 0)]
-    } else {
-        let failed = KernelError::path(path.as_path());
-        let found = path::open(&path).and_then(filesystem::usage).map_err(failed).map_err(VolumeError::from)?;
-        let used_inodes = found.total_inodes.saturating_sub(found.available_inodes);
-        vec![
-            usage(Unit::Bytes, found.total_bytes, found.available_bytes, found.used_bytes),
-            usage(Unit::Inodes, found.total_inodes, found.available_inodes, used_inodes),
-        ]
+    let usage = match kind {
+        ContentKind::Block => vec![usage(Unit::Bytes, record.bytes, 0, 0)],
+        ContentKind::Ext4 | ContentKind::Directory => {
+            let failed = KernelError::path(path.as_path());
+            let found = path::open(&path).and_then(filesystem::usage).map_err(failed).map_err(VolumeError::from)?;
+            let used_inodes = found.total_inodes.saturating_sub(found.available_inodes);
+            vec![
+                usage(Unit::Bytes, found.total_bytes, found.available_bytes, found.used_bytes),
+                usage(Unit::Inodes, found.total_inodes, found.available_inodes, used_inodes),
+            ]
+        }
     };
     Ok(NodeGetVolumeStatsResponse { usage })
 }

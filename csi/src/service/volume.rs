@@ -8,7 +8,7 @@ use super::{Guard, Pending, State};
 use crate::{
     kernel::{BindSource, Hold, KernelError, Presence, Request, filesystem, loop_device, path},
     policy::{Access, Capability, Content, MountOptions, TargetPath},
-    store::{Attachment, LookupError, RecordError, VolumeRecord, data, image},
+    store::{Attachment, LookupError, RecordError, VolumeRecord, content_path, data, image},
 };
 
 /// How many mounts may lie on top of each other before unmounting them is given up.
@@ -45,7 +45,9 @@ pub(crate) enum VolumeError {
     NotThere { id: String, path: TargetPath },
     #[error("volume {id} is mounted more than {DEEPEST_STACK} times at {path}")]
     Stacked { id: String, path: TargetPath },
-    #[error("something that is not volume {id} is mounted at {path}; it is left alone")]
+    #[error(
+        "something that is not volume {id} is mounted at {path} and is left alone; unmount it, or use another path"
+    )]
     Covered { id: String, path: TargetPath },
 }
 
@@ -64,7 +66,8 @@ impl<'a> Volume<'a> {
 
     /// Where it is in the kernel right now.
     pub(super) fn presence(&self) -> Result<Presence, VolumeError> {
-        Ok(Presence::read(&self.state.settings.root, &self.folder, self.record.content.kind())?)
+        let kind = self.record.content.kind();
+        Ok(Presence::read(&self.state.settings.root, &content_path(&self.folder, kind), kind)?)
     }
 
     /// What is recorded and true: publications that are no longer mounted don't count.
@@ -159,8 +162,9 @@ impl<'a> Volume<'a> {
 
     /// Lets go of its loop devices.
     pub(super) fn detach(&self) -> Result<(), VolumeError> {
-        if self.record.content == Content::Directory {
-            return Ok(());
+        match self.record.content {
+            Content::Block | Content::Ext4 { .. } => {}
+            Content::Directory => return Ok(()),
         }
         let left = loop_device::detach(&self.state.settings.root, &image(&self.folder)).map_err(KernelError::from)?;
         if left > 0 {

@@ -4,19 +4,17 @@
 //! <pool>/keelson-pool.json              which pool this is
 //! <pool>/volumes/<id>/volume.json       what the volume is
 //! <pool>/volumes/<id>/image | data/     its content
-//! <pool>/building/<id>/                 a volume that isn't one yet, or isn't one any more; swept at start
+//! <pool>/building/<id>/                 a volume that isn't one yet, or isn't one any more; swept by a scan
 //! ```
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     fs::{self, DirBuilder, File},
     io,
     os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
 };
-
-use prometheus_client::metrics::gauge::Gauge;
 
 use super::{
     identity::{Marker, RecordError, Remembered, is_empty},
@@ -36,10 +34,11 @@ pub(crate) struct Pool {
     /// The volumes, once the pool was recognised; none again when it is lost. Never held while the disk is asked:
     /// a disk that doesn't answer must not hold up who only looks whether a volume is here.
     index: Mutex<Option<Index>>,
-    /// Held while the disk is scanned.
-    scanning: Mutex<()>,
-    /// 1 while it is available.
-    available: Gauge,
+    /// Held while the pool is used for the first time, while it is scanned, and while a volume becomes one or ceases
+    /// to be: a scan sees each either before or after, and its index is that of the pool.
+    arranging: Mutex<()>,
+    /// What this process is at work on in `building`. No scan sweeps that.
+    building: Mutex<HashSet<VolumeId>>,
 }
 
 #[derive(Debug, Default)]
@@ -82,6 +81,8 @@ pub(crate) enum IdentityError {
     Record(#[from] RecordError),
     #[error("its filesystem can't be asked for its UUID")]
     Filesystem(#[source] io::Error),
+    #[error("it was lost while it was used; try again")]
+    Lost,
 }
 
 /// Why a volume could not be made or unmade.
@@ -105,12 +106,19 @@ pub(crate) enum Lookup {
     Found(VolumeRecord),
     Damaged(String),
     Absent,
+    /// The pool is unavailable, so nobody knows.
+    Unknown,
 }
 
 impl Pool {
-    pub(crate) fn new(settings: PoolSettings, state_dir: &Path, available: Gauge) -> Self {
-        let state_dir = state_dir.to_owned();
-        Self { settings, state_dir, index: Mutex::default(), scanning: Mutex::default(), available }
+    pub(crate) fn new(settings: PoolSettings, state_dir: &Path) -> Self {
+        Self {
+            settings,
+            state_dir: state_dir.to_owned(),
+            index: Mutex::default(),
+            arranging: Mutex::default(),
+            building: Mutex::default(),
+        }
     }
 
     /// Makes sure that what is mounted now is the pool that is remembered, and that its volumes are known.
@@ -118,18 +126,20 @@ impl Pool {
     /// The first use ever makes the marker and the memory of it; the first use after a start, or after the disk came
     /// back, sweeps what was half-made and reads every record.
     pub(crate) fn check(&self) -> Result<(), Unavailable> {
-        let checked = self.recognise().and_then(|()| self.ensure_scanned());
-        self.available.set(i64::from(checked.is_ok()));
-        checked.map_err(|source| {
+        self.recognise().and_then(|()| self.ensure_scanned()).map_err(|source| {
             // What was known may be wrong when the disk is back.
             *self.lock() = None;
-            Unavailable { pool: self.settings.name.clone(), path: self.settings.path.clone(), source }
+            self.unavailable(source)
         })
+    }
+
+    fn unavailable(&self, source: IdentityError) -> Unavailable {
+        Unavailable { pool: self.settings.name.clone(), path: self.settings.path.clone(), source }
     }
 
     fn ensure_scanned(&self) -> Result<(), IdentityError> {
         if self.lock().is_none() {
-            let _scanning = self.scanning.lock().unwrap_or_else(PoisonError::into_inner);
+            let _arranging = lock(&self.arranging);
             if self.lock().is_none() {
                 let index = self.scan()?;
                 *self.lock() = Some(index);
@@ -139,8 +149,17 @@ impl Pool {
     }
 
     fn recognise(&self) -> Result<(), IdentityError> {
+        let remembered = || Remembered::read(&self.state_dir, &self.settings.name);
+        if let known @ Some(_) = remembered()? {
+            return self.recognise_as(known);
+        }
+        // Two first uses would each write a marker and a memory, and mix them. Whoever comes second finds both.
+        let _arranging = lock(&self.arranging);
+        self.recognise_as(remembered()?)
+    }
+
+    fn recognise_as(&self, remembered: Option<Remembered>) -> Result<(), IdentityError> {
         let PoolSettings { name, path, kind, may_create } = &self.settings;
-        let remembered = Remembered::read(&self.state_dir, name)?;
         match fs::symlink_metadata(path) {
             Ok(found) if found.is_dir() => {}
             Ok(_) => return Err(IdentityError::NotADirectory),
@@ -191,7 +210,15 @@ impl Pool {
         for directory in [self.volumes(), self.building()] {
             create_directory(&directory)?;
         }
+        // A volume that was made or unmade without being synced: what is believed from now on must be durable.
+        for directory in [self.volumes(), self.building()] {
+            sync(&directory).map_err(RecordError::io("sync", &directory))?;
+        }
         for path in entries(&self.building())? {
+            let id = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
+            if id.is_some_and(|id: VolumeId| lock(&self.building).contains(&id)) {
+                continue;
+            }
             remove_tree(&path).map_err(RecordError::io("remove", &path))?;
             tracing::info!(pool = self.settings.name, path = %path.display(), "swept a half-made volume");
         }
@@ -228,7 +255,7 @@ impl Pool {
 
     pub(crate) fn find(&self, id: &VolumeId) -> Lookup {
         let index = self.lock();
-        let Some(index) = index.as_ref() else { return Lookup::Absent };
+        let Some(index) = index.as_ref() else { return Lookup::Unknown };
         match (index.volumes.get(id), index.damaged.get(id)) {
             (Some(record), _) => Lookup::Found(record.clone()),
             (None, Some(reason)) => Lookup::Damaged(reason.clone()),
@@ -236,15 +263,20 @@ impl Pool {
         }
     }
 
-    pub(crate) fn find_by_name(&self, name: &str) -> Option<VolumeRecord> {
+    pub(crate) fn find_by_name(&self, name: &str) -> Result<Option<VolumeRecord>, Unavailable> {
         let index = self.lock();
-        let index = index.as_ref()?;
-        index.volumes.get(index.by_name.get(name)?).cloned()
+        let index = index.as_ref().ok_or_else(|| self.lost())?;
+        Ok(index.by_name.get(name).and_then(|id| index.volumes.get(id)).cloned())
+    }
+
+    /// The pool was available, and is no longer.
+    pub(super) fn lost(&self) -> Unavailable {
+        self.unavailable(IdentityError::Lost)
     }
 
     /// All volumes, by id.
-    pub(crate) fn all(&self) -> BTreeMap<VolumeId, VolumeRecord> {
-        self.lock().as_ref().map(|index| index.volumes.clone()).unwrap_or_default()
+    pub(crate) fn all(&self) -> Result<BTreeMap<VolumeId, VolumeRecord>, Unavailable> {
+        self.lock().as_ref().map(|index| index.volumes.clone()).ok_or_else(|| self.lost())
     }
 
     /// A volume's folder.
@@ -255,23 +287,41 @@ impl Pool {
     /// Starts a new volume in a folder that is no volume yet.
     pub(crate) fn build(&self, id: &VolumeId) -> Result<Draft<'_>, StoreError> {
         let folder = self.building().join(id.as_str());
+        let site = Site::open(self, id);
         DirBuilder::new().mode(0o700).create(&folder).map_err(StoreError::io("create", &folder))?;
-        Ok(Draft { pool: self, folder })
+        Ok(Draft { site, folder })
     }
 
     /// Unmakes a volume: once the rename is durable it is gone, whatever becomes of the rest.
     pub(crate) fn remove(&self, id: &VolumeId) -> Result<(), StoreError> {
         let (folder, grave) = (self.folder(id), self.building().join(id.as_str()));
-        fs::rename(&folder, &grave).map_err(StoreError::io("rename", &folder))?;
-        if let Some(index) = self.lock().as_mut() {
-            index.remove(id);
-        }
-        sync_directory(&self.volumes())?;
+        let _site = Site::open(self, id);
+        self.rename(&folder, &grave, |index| index.remove(id))?;
         if let Err(error) = remove_tree(&grave) {
-            // Its space comes back when the next start sweeps it.
+            // Its space comes back when the next scan sweeps it.
             tracing::warn!(volume = %id, path = %grave.display(), %error, "failed to remove a deleted volume's folder");
         }
         Ok(())
+    }
+
+    /// Makes a volume one, or none any more: what is renamed is in the index, and durable. Else the index is lost, and
+    /// the next check looks at what is there.
+    fn rename(&self, from: &Path, to: &Path, change: impl FnOnce(&mut Index)) -> Result<(), StoreError> {
+        let _arranging = lock(&self.arranging);
+        fs::rename(from, to).map_err(StoreError::io("rename", from))?;
+        let volumes = self.volumes();
+        let synced = sync(&volumes).map_err(StoreError::io("sync", &volumes));
+        let mut index = self.lock();
+        match (&synced, index.as_mut()) {
+            (Ok(()), Some(known)) => change(known),
+            _ => *index = None,
+        }
+        synced
+    }
+
+    /// Whether the pool was recognised when it was last used.
+    pub(crate) fn is_available(&self) -> bool {
+        self.lock().is_some()
     }
 
     /// The device number of the filesystem that the pool lies on; none while the pool is unavailable.
@@ -286,8 +336,10 @@ impl Pool {
             Some(index) => index
                 .volumes
                 .values()
-                .filter(|record| record.content != Content::Directory)
-                .map(|record| (record.id.clone(), Some(record.bytes)))
+                .filter_map(|record| match record.content {
+                    Content::Block | Content::Ext4 { .. } => Some((record.id.clone(), Some(record.bytes))),
+                    Content::Directory => None,
+                })
                 // Whatever a damaged volume is, its file may be filled.
                 .chain(index.damaged.keys().map(|id| (id.clone(), None)))
                 .collect(),
@@ -320,10 +372,14 @@ impl Pool {
         self.settings.path.join("building")
     }
 
-    /// The index is whole after every single change, so one that a panicking thread held is as good as any.
     fn lock(&self) -> MutexGuard<'_, Option<Index>> {
-        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.index)
     }
+}
+
+/// What these locks guard is whole after every single change, so one that a panicking thread held is as good as any.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Index {
@@ -339,10 +395,30 @@ impl Index {
     }
 }
 
+/// A folder in `building` that this process is at work on; no scan sweeps it until this is dropped.
+#[derive(Debug)]
+struct Site<'a> {
+    pool: &'a Pool,
+    id: VolumeId,
+}
+
+impl<'a> Site<'a> {
+    fn open(pool: &'a Pool, id: &VolumeId) -> Self {
+        lock(&pool.building).insert(id.clone());
+        Self { pool, id: id.clone() }
+    }
+}
+
+impl Drop for Site<'_> {
+    fn drop(&mut self) {
+        lock(&self.pool.building).remove(&self.id);
+    }
+}
+
 /// A volume in the making; dropped before [`Draft::commit`], it leaves nothing.
 #[derive(Debug)]
 pub(crate) struct Draft<'a> {
-    pool: &'a Pool,
+    site: Site<'a>,
     folder: PathBuf,
 }
 
@@ -354,16 +430,8 @@ impl Draft<'_> {
     /// Makes the draft a volume: from the rename on it is one. Its content must be durable already.
     pub(crate) fn commit(self, record: VolumeRecord) -> Result<(), StoreError> {
         record.write(&self.folder)?;
-        let target = self.pool.folder(&record.id);
-        fs::rename(&self.folder, &target).map_err(StoreError::io("rename", &self.folder))?;
-        let synced = sync_directory(&self.pool.volumes());
-        let mut index = self.pool.lock();
-        match (&synced, index.as_mut()) {
-            (Ok(()), Some(known)) => known.insert(record),
-            // Whether it will be there after a power cut is open: look again.
-            _ => *index = None,
-        }
-        synced
+        let pool = self.site.pool;
+        pool.rename(&self.folder, &pool.folder(&record.id), |index| index.insert(record))
     }
 }
 
@@ -381,8 +449,8 @@ fn create_directory(path: &Path) -> Result<(), RecordError> {
 }
 
 /// Makes the entries of a directory durable.
-pub(crate) fn sync_directory(path: &Path) -> Result<(), StoreError> {
-    File::open(path).and_then(|directory| directory.sync_all()).map_err(StoreError::io("sync", path))
+fn sync(directory: &Path) -> io::Result<()> {
+    File::open(directory)?.sync_all()
 }
 
 fn entries(path: &Path) -> Result<Vec<PathBuf>, RecordError> {
@@ -414,4 +482,97 @@ pub(crate) fn create_image(path: &Path, bytes: u64) -> Result<File, StoreError> 
 pub(crate) fn fill_holes(image: &File, path: &Path, bytes: u64) -> Result<(), StoreError> {
     rustix::fs::fallocate(image, rustix::fs::FallocateFlags::empty(), 0, bytes)
         .map_err(|error| StoreError::io("allocate the space of", path)(error.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Barrier, thread};
+
+    use super::*;
+    use crate::policy::Provisioning;
+
+    /// A pool of directories in a directory of its own.
+    fn pool(directory: &Path) -> Pool {
+        let path = directory.join("pool");
+        let settings = PoolSettings { name: "pool".to_owned(), path, kind: PoolKind::Directory, may_create: true };
+        Pool::new(settings, &directory.join("state"))
+    }
+
+    fn record(id: &VolumeId) -> VolumeRecord {
+        VolumeRecord::new(id.clone(), "pvc-1".to_owned(), 0, Provisioning::Thin, Content::Directory)
+    }
+
+    #[test]
+    fn a_scan_leaves_alone_what_is_being_built() {
+        let directory = tempfile::tempdir().unwrap();
+        let pool = pool(directory.path());
+        pool.check().unwrap();
+        let id = VolumeId::generate();
+        let draft = pool.build(&id).unwrap();
+        fs::create_dir(draft.folder().join("data")).unwrap();
+        let left = pool.building().join(VolumeId::generate().as_str());
+        fs::create_dir(&left).unwrap();
+        // The pool's disk was gone for a moment.
+        fs::rename(&pool.settings.path, directory.path().join("away")).unwrap();
+        pool.check().unwrap_err();
+        fs::rename(directory.path().join("away"), &pool.settings.path).unwrap();
+        pool.check().unwrap();
+        assert!(!left.exists());
+        draft.commit(record(&id)).unwrap();
+        assert!(pool.folder(&id).join("data").is_dir());
+        assert_eq!(pool.find_by_name("pvc-1").unwrap(), Some(record(&id)));
+        assert!(lock(&pool.building).is_empty());
+    }
+
+    #[test]
+    fn a_pool_that_is_lost_knows_nothing_rather_than_that_nothing_is_there() {
+        let directory = tempfile::tempdir().unwrap();
+        let pool = pool(directory.path());
+        let id = VolumeId::generate();
+        assert!(matches!(pool.find(&id), Lookup::Unknown));
+        pool.find_by_name("pvc-1").unwrap_err();
+        pool.all().unwrap_err();
+        pool.check().unwrap();
+        assert!(matches!(pool.find(&id), Lookup::Absent));
+    }
+
+    #[test]
+    fn two_first_uses_at_once_make_one_pool() {
+        for _ in 0..200 {
+            let directory = tempfile::tempdir().unwrap();
+            let (pool, start) = (pool(directory.path()), Barrier::new(2));
+            thread::scope(|scope| {
+                let uses = [(); 2].map(|()| {
+                    scope.spawn(|| {
+                        start.wait();
+                        pool.check()
+                    })
+                });
+                for used in uses {
+                    used.join().unwrap().unwrap();
+                }
+            });
+            pool.check().unwrap();
+        }
+    }
+
+    #[test]
+    fn an_unmade_volume_that_is_not_durable_is_no_longer_believed_to_be_gone() {
+        let directory = tempfile::tempdir().unwrap();
+        let pool = pool(directory.path());
+        pool.check().unwrap();
+        let id = VolumeId::generate();
+        let draft = pool.build(&id).unwrap();
+        draft.commit(record(&id)).unwrap();
+        let (folder, away) = (pool.folder(&id), directory.path().join("away"));
+        // The rename works; then there is no directory to sync.
+        let failed = pool.rename(&pool.volumes(), &away, |index| index.remove(&id));
+        failed.unwrap_err();
+        assert!(!pool.is_available());
+        fs::rename(&away, pool.volumes()).unwrap();
+        pool.check().unwrap();
+        assert!(matches!(pool.find(&id), Lookup::Found(_)) && folder.is_dir());
+        pool.remove(&id).unwrap();
+        assert!(matches!(pool.find(&id), Lookup::Absent) && !folder.exists());
+    }
 }

@@ -6,8 +6,6 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use prometheus_client::metrics::gauge::Gauge;
-
 use super::{
     pool::{Lookup, Pool, StoreError, Unavailable},
     volume::VolumeRecord,
@@ -63,13 +61,8 @@ impl Drop for Reservation {
 }
 
 impl Pools {
-    /// `gauge` gives the metric that tells whether the pool of that name is available.
-    pub(crate) fn new(settings: Vec<PoolSettings>, state_dir: &Path, gauge: impl Fn(&str) -> Gauge) -> Self {
-        let new = |settings: PoolSettings| {
-            let gauge = gauge(&settings.name);
-            Pool::new(settings, state_dir, gauge)
-        };
-        let pools = settings.into_iter().map(new).collect();
+    pub(crate) fn new(settings: Vec<PoolSettings>, state_dir: &Path) -> Self {
+        let pools = settings.into_iter().map(|settings| Pool::new(settings, state_dir)).collect();
         Self { pools, ledgers: Mutex::default() }
     }
 
@@ -87,7 +80,11 @@ impl Pools {
     /// answer only holds up calls for its own volumes.
     pub(crate) fn locate(&self, id: &str) -> Result<(&Pool, VolumeRecord), LookupError> {
         let Ok(id) = id.parse::<VolumeId>() else { return Err(LookupError::Unknown(id.to_owned())) };
-        if let Some(pool) = self.pools.iter().find(|pool| !matches!(pool.find(&id), Lookup::Absent)) {
+        let known = |pool: &&Pool| match pool.find(&id) {
+            Lookup::Found(_) | Lookup::Damaged(_) => true,
+            Lookup::Absent | Lookup::Unknown => false,
+        };
+        if let Some(pool) = self.pools.iter().find(known) {
             return Self::locate_in(pool, &id)?.ok_or_else(|| LookupError::Unknown(id.as_str().to_owned()));
         }
         let mut unavailable = None;
@@ -108,12 +105,21 @@ impl Pools {
             Lookup::Found(record) => Ok(Some((pool, record))),
             Lookup::Damaged(reason) => Err(LookupError::Damaged { id: id.clone(), reason }),
             Lookup::Absent => Ok(None),
+            Lookup::Unknown => Err(pool.lost().into()),
         }
     }
 
-    /// The volume that was created under this name.
-    pub(crate) fn find_by_name(&self, name: &str) -> Option<(&Pool, VolumeRecord)> {
-        self.pools.iter().find_map(|pool| Some((pool, pool.find_by_name(name)?)))
+    /// The volume that was created under this name, in whichever available pool; `wanted` must be available.
+    pub(crate) fn find_by_name<'a>(
+        &'a self,
+        wanted: &'a Pool,
+        name: &str,
+    ) -> Result<Option<(&'a Pool, VolumeRecord)>, Unavailable> {
+        if let Some(record) = wanted.find_by_name(name)? {
+            return Ok(Some((wanted, record)));
+        }
+        // A pool that is unavailable holds up nobody who doesn't ask for it.
+        Ok(self.pools.iter().find_map(|pool| Some((pool, pool.find_by_name(name).ok()??))))
     }
 
     /// Every volume of every pool, by id.
@@ -125,7 +131,7 @@ impl Pools {
         let mut all = BTreeMap::new();
         for pool in &self.pools {
             pool.check()?;
-            all.extend(pool.all());
+            all.extend(pool.all()?);
         }
         Ok(all)
     }

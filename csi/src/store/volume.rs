@@ -6,7 +6,7 @@ use keelson_host::Durability;
 use serde::{Deserialize, Serialize};
 
 use super::identity::{RecordError, VERSION, read_record, write_record};
-use crate::policy::{Content, Provisioning, VolumeId};
+use crate::policy::{Content, ContentKind, Provisioning, VolumeId};
 
 /// `volume.json` in a volume's folder.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +47,14 @@ pub(crate) fn image(folder: &Path) -> PathBuf {
 /// The directory of the volume in `folder`.
 pub(crate) fn data(folder: &Path) -> PathBuf {
     folder.join("data")
+}
+
+/// What the volume of that kind in `folder` has as its content: a raw file or a directory.
+pub(crate) fn content_path(folder: &Path, kind: ContentKind) -> PathBuf {
+    match kind {
+        ContentKind::Block | ContentKind::Ext4 => image(folder),
+        ContentKind::Directory => data(folder),
+    }
 }
 
 #[cfg(test)]
