@@ -302,6 +302,31 @@ fn addresses_asked_for_are_given_once() {
 }
 
 #[test]
+fn a_smaller_mtu_of_another_network_leaves_the_bridges_alone() {
+    skip_unless!(is_root(), "needs root");
+    for (first, bridge) in [(Value::Null, 1500), (json!(1280), 1280), (json!(9000), 9000), (json!(65535), 65535)] {
+        let node = Node::new();
+        let mut config = node.config();
+        let mut expect = |id: &str, mtu: &Value, expected: u32| {
+            config["mtu"] = mtu.clone();
+            let pod = Netns::new().unwrap();
+            let result = node.add(id, &pod, &config);
+            let found: Vec<&Value> = result["interfaces"].as_array().unwrap().iter().map(|i| &i["mtu"]).collect();
+            assert_eq!(found, [&json!(bridge), &json!(expected), &json!(expected)], "{id} {mtu}");
+            pod
+        };
+        let _first = expect("first", &first, bridge);
+        let _small = expect("small", &json!(1280), 1280);
+        let _later = expect("later", &json!(0), bridge);
+        // With the last port gone too.
+        for id in ["first", "small", "later"] {
+            node.call("DEL", id, None, &node.config()).silent();
+        }
+        let _again = expect("again", &Value::Null, bridge);
+    }
+}
+
+#[test]
 fn routes_of_every_kind_are_made() {
     skip_unless!(is_root(), "needs root");
     for (routes, family, expected) in [

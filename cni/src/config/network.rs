@@ -92,7 +92,7 @@ pub(crate) struct Attachment {
     /// Whether addresses of the bridge that aren't the gateway's are removed.
     pub(crate) force_address: bool,
     pub(crate) masquerade: bool,
-    /// `None` takes the kernel's default.
+    /// `None` takes the bridge's.
     pub(crate) mtu: Option<u32>,
     pub(crate) hairpin: bool,
     pub(crate) isolated: bool,
@@ -226,7 +226,7 @@ impl NetworkConfig {
         let mtu = top.number("mtu")?.filter(|mtu| *mtu != 0);
         let smallest = if sets.iter().any(|set| !set.is_ipv4()) { 1280 } else { 68 };
         if let Some(mtu) = mtu.filter(|mtu| !(smallest..=65535).contains(mtu)) {
-            let remedy = format!("take {smallest} to 65535, or 0 for the kernel's default");
+            let remedy = format!("take {smallest} to 65535, or 0 for the bridge's");
             return Err(Problem::new("mtu", mtu, "is out of range", remedy).into());
         }
         let requested = requested_addresses(&top, &runtime, args, &sets)?;
@@ -668,10 +668,10 @@ mod tests {
             json!({"bridge": "a/b"}),
             "bridge: \"a/b\" has a '/', ':', '%', white space or control character; use 1 to 15 characters without '/', ':' and spaces",
         );
-        invalid(json!({"mtu": 40}), "mtu: \"40\" is out of range; take 68 to 65535, or 0 for the kernel's default");
+        invalid(json!({"mtu": 40}), "mtu: \"40\" is out of range; take 68 to 65535, or 0 for the bridge's");
         invalid(
             json!({"mtu": 1000, "ipam": {"subnet": "fd00::/64"}}),
-            "mtu: \"1000\" is out of range; take 1280 to 65535, or 0 for the kernel's default",
+            "mtu: \"1000\" is out of range; take 1280 to 65535, or 0 for the bridge's",
         );
         invalid(
             json!({"mtu": "1400"}),

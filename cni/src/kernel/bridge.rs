@@ -29,6 +29,9 @@ pub(crate) enum BridgeError {
     OtherAddress { name: String, wanted: IpNet, found: IpNet },
 }
 
+/// A new bridge's MTU unless the config has one: Ethernet's, and the kernel's own default.
+const DEFAULT_MTU: u32 = 1500;
+
 /// The alias of a bridge that a network made: it tells whose it is.
 pub(crate) fn alias(network: &str) -> String {
     format!("keelson:{network}")
@@ -37,7 +40,8 @@ pub(crate) fn alias(network: &str) -> String {
 /// Finds the bridge, or makes it, and sees that it is up.
 ///
 /// A new bridge gets its Ethernet address at once: one that the kernel picks from the ports would change with them,
-/// and break every Pod's neighbour entry each time. The caller holds the network's lock.
+/// and break every Pod's neighbour entry each time. Likewise its MTU is pinned, or the kernel would lower it to that of
+/// the smallest port, for all Pods of all networks on it.
 pub(crate) fn ensure(
     socket: &mut RouteSocket,
     name: &str,
@@ -45,15 +49,16 @@ pub(crate) fn ensure(
     mac: Mac,
     mtu: Option<u32>,
 ) -> Result<Link, BridgeError> {
+    let mtu = mtu.unwrap_or(DEFAULT_MTU);
     match find(socket, name)? {
         Some(found) if found.up => return Ok(found),
-        // Somebody else's bridge that is down is only brought up; one with our Ethernet address was left half made.
-        Some(found) if found.mac != mac.0 => {
+        // A bridge that is down is only brought up, unless it has our Ethernet address and no alias: left half made.
+        Some(found) if found.mac != mac.0 || !found.alias.is_empty() => {
             socket.request(format!("bring up the bridge {name}"), veth::up(found.index), 0)?;
             return Ok(found);
         }
         Some(_) => {}
-        None => create(socket, name, mac, mtu)?,
+        None => create(socket, name, mac, unpinned(mtu))?,
     }
     // A Pod must not be able to configure the host by router advertisements.
     sysctl::ensure_if_present(&format!("ipv6/conf/{name}/accept_ra"), "0")?;
@@ -63,15 +68,22 @@ pub(crate) fn ensure(
     message.header.change_mask = LinkFlags::Up;
     message.attributes.push(LinkAttribute::IfName(name.to_owned()));
     message.attributes.push(LinkAttribute::IfAlias(alias(network)));
+    message.attributes.push(LinkAttribute::Mtu(mtu));
     socket.request(format!("bring up the bridge {name}"), RouteNetlinkMessage::SetLink(message), 0)?;
     find(socket, name)?.ok_or_else(|| KernelError::new(format!("find the bridge {name}"), Errno::ENODEV).into())
 }
 
-fn create(socket: &mut RouteSocket, name: &str, mac: Mac, mtu: Option<u32>) -> Result<(), KernelError> {
+/// An MTU that isn't `mtu`: only a change of it pins it (`br_change_mtu`), and a bridge isn't made with it pinned.
+fn unpinned(mtu: u32) -> u32 {
+    // Not below, where IPv6's smallest might be crossed; the largest is 65535.
+    if mtu < 65535 { mtu + 1 } else { mtu - 1 }
+}
+
+fn create(socket: &mut RouteSocket, name: &str, mac: Mac, mtu: u32) -> Result<(), KernelError> {
     let mut message = LinkMessage::default();
     message.attributes.push(LinkAttribute::IfName(name.to_owned()));
     message.attributes.push(LinkAttribute::Address(mac.0.to_vec()));
-    message.attributes.extend(mtu.map(LinkAttribute::Mtu));
+    message.attributes.push(LinkAttribute::Mtu(mtu));
     message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]));
     let create = RouteNetlinkMessage::NewLink(message);
     match socket.request(format!("create the bridge {name}"), create, NLM_F_CREATE | NLM_F_EXCL) {

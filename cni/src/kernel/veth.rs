@@ -22,7 +22,7 @@ pub(crate) struct VethPair<'a> {
     pub(crate) host_mac: Mac,
     pub(crate) container_name: &'a str,
     pub(crate) container_mac: Mac,
-    pub(crate) mtu: Option<u32>,
+    pub(crate) mtu: u32,
 }
 
 /// Makes the pair in one message: names, Ethernet addresses (given ones, so that udev's MACAddressPolicy leaves them),
@@ -38,17 +38,15 @@ pub(crate) fn create(
     let mut peer = LinkMessage::default();
     peer.attributes.push(LinkAttribute::IfName(pair.container_name.to_owned()));
     peer.attributes.push(LinkAttribute::Address(pair.container_mac.0.to_vec()));
+    peer.attributes.push(LinkAttribute::Mtu(pair.mtu));
     peer.attributes.push(LinkAttribute::NetNsFd(namespace.file().as_raw_fd()));
     let mut host = LinkMessage::default();
     host.header.flags = LinkFlags::Up;
     host.header.change_mask = LinkFlags::Up;
     host.attributes.push(LinkAttribute::IfName(pair.host_name.to_owned()));
     host.attributes.push(LinkAttribute::Address(pair.host_mac.0.to_vec()));
+    host.attributes.push(LinkAttribute::Mtu(pair.mtu));
     host.attributes.push(LinkAttribute::Controller(bridge));
-    if let Some(mtu) = pair.mtu {
-        peer.attributes.push(LinkAttribute::Mtu(mtu));
-        host.attributes.push(LinkAttribute::Mtu(mtu));
-    }
     host.attributes.push(LinkAttribute::LinkInfo(vec![
         LinkInfo::Kind(InfoKind::Veth),
         LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),

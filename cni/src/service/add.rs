@@ -144,7 +144,7 @@ impl Addition<'_> {
             host_mac: naming::host_mac(&record.host_interface),
             container_name: &record.key.ifname,
             container_mac,
-            mtu: self.attachment.mtu,
+            mtu: self.attachment.mtu.unwrap_or(bridge.mtu),
         };
         self.make_pair(&pair, &bridge)?;
         let alias = format!("{}:{}", bridge::alias(&record.network), describe(record));
