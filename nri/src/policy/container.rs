@@ -30,7 +30,8 @@ pub(crate) struct Container {
     pub(crate) pod: Pod,
     /// The name within the Pod.
     pub(crate) name: String,
-    pub(crate) qos: Qos,
+    /// Its Pod's class; `None` if it is no Pod's of the kubelet.
+    pub(crate) qos: Option<Qos>,
     /// The CPU limit where that is a whole number of CPUs, see [`whole_cpus`].
     pub(crate) whole_cpus: Option<u32>,
     /// Its memory limit, else its Pod's.
@@ -53,33 +54,29 @@ pub(crate) enum Qos {
 }
 
 impl Qos {
-    /// Derives the class, which NRI doesn't tell, from the Pod's cgroup and else from the container's OOM score.
+    /// Derives the class, which NRI doesn't tell, from the Pod's cgroup; `None` for one that isn't below the kubelet's:
+    /// a container of somebody else's, such as one of `ctr run`.
     ///
-    /// The kubelet's cgroups, with `P` for the Pod: `/kubepods/P`, `/kubepods/burstable/P`, `/kubepods/besteffort/P`
-    /// or, with systemd, `kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-P.slice`, possibly below a root
-    /// of the operator's. Scores: -997 Guaranteed, 2 to 999 Burstable, 1000 BestEffort; they come second because a
-    /// runtime that may not lower scores changes them.
-    pub(crate) fn derive(cgroup: &str, oom_score_adj: Option<i64>) -> Self {
-        let mut words = cgroup
-            .split('/')
-            .flat_map(|component| component.strip_suffix(".slice").unwrap_or(component).split('-'))
-            .skip_while(|word| *word != "kubepods")
-            .take_while(|word| !word.starts_with("pod"))
-            .peekable();
-        if words.peek().is_some() {
-            return words.find_map(Self::from_cgroup_word).unwrap_or(Self::Guaranteed);
-        }
-        match oom_score_adj {
-            Some(1000..) => Self::BestEffort,
-            Some(1..) => Self::Burstable,
-            _ => Self::Guaranteed,
-        }
+    /// The kubelet's cgroups, with `P` for `pod<uid>`, possibly below a root of the operator's: `/kubepods/P`,
+    /// `/kubepods/burstable/P`, `/kubepods/besteffort/P`, or with systemd, whose last slice spells out the whole way,
+    /// `kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-P.slice`.
+    ///
+    /// OOM scores tell nothing more: a runtime that may not lower them changes them, and a container that is no Pod's
+    /// has the score of a Guaranteed one.
+    pub(crate) fn derive(cgroup: &str) -> Option<Self> {
+        let slice = cgroup.split(['/', ':']).filter_map(|component| component.strip_suffix(".slice")).next_back();
+        slice
+            .and_then(|slice| Self::from_way(&slice.split('-').collect::<Vec<_>>()))
+            .or_else(|| Self::from_way(&cgroup.split('/').collect::<Vec<_>>()))
     }
 
-    fn from_cgroup_word(word: &str) -> Option<Self> {
-        match word {
-            "burstable" => Some(Self::Burstable),
-            "besteffort" => Some(Self::BestEffort),
+    fn from_way(names: &[&str]) -> Option<Self> {
+        // The last one: a cluster may run in another's Pod.
+        let kubepods = names.iter().rposition(|name| *name == "kubepods")?;
+        match names.get(kubepods + 1..)? {
+            ["burstable", pod, ..] if pod.starts_with("pod") => Some(Self::Burstable),
+            ["besteffort", pod, ..] if pod.starts_with("pod") => Some(Self::BestEffort),
+            [pod, ..] if pod.starts_with("pod") => Some(Self::Guaranteed),
             _ => None,
         }
     }
@@ -119,32 +116,41 @@ mod tests {
             ("/kubepods/pod6c6c-11", Qos::Guaranteed),
             ("/kubepods/burstable/pod6c6c-11", Qos::Burstable),
             ("/kubepods/besteffort/pod6c6c-11", Qos::BestEffort),
+            ("/kubepods/besteffort/pod6c6c-11/0123", Qos::BestEffort),
             ("/kubepods/pod6c6c-besteffort", Qos::Guaranteed),
             ("/own/root/kubepods/besteffort/pod6c6c", Qos::BestEffort),
+            ("/podman/kubepods/besteffort/pod6c6c", Qos::BestEffort),
+            ("/own.slice/kubepods/burstable/pod6c6c", Qos::Burstable),
+            ("/kubepods/burstable/podouter/kubepods/pod6c6c", Qos::Guaranteed),
             ("kubepods-pod6c6c_11.slice", Qos::Guaranteed),
             ("kubepods-burstable-pod6c6c.slice", Qos::Burstable),
             ("/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod6c6c.slice", Qos::BestEffort),
-            ("/own.slice/own-kubepods.slice/own-kubepods-burstable.slice/own-kubepods-burstable-podx", Qos::Burstable),
+            (
+                "/pods.slice/pods-kubepods.slice/pods-kubepods-burstable.slice/pods-kubepods-burstable-podx.slice",
+                Qos::Burstable,
+            ),
             ("kubepods-besteffort-pod6c6c.slice:cri-containerd:0123", Qos::BestEffort),
         ] {
-            // A runtime that may not lower scores reports 0 for every class; the path decides.
-            assert_eq!(Qos::derive(cgroup, Some(0)), expected, "{cgroup}");
-            assert_eq!(Qos::derive(cgroup, Some(1000)), expected, "{cgroup}");
+            assert_eq!(Qos::derive(cgroup), Some(expected), "{cgroup}");
         }
     }
 
     #[test]
-    fn outside_the_kubelets_cgroups_the_score_decides() {
-        for (score, expected) in [
-            (None, Qos::Guaranteed),
-            (Some(-997), Qos::Guaranteed),
-            (Some(0), Qos::Guaranteed),
-            (Some(2), Qos::Burstable),
-            (Some(999), Qos::Burstable),
-            (Some(1000), Qos::BestEffort),
+    fn outside_the_kubelets_cgroups_there_is_no_class() {
+        for cgroup in [
+            "",
+            "/",
+            "/default/ctr-run",
+            "/besteffort/elsewhere",
+            "/user.slice/pod6c6c",
+            "/kubepods",
+            "/kubepods/mine",
+            "/kubepods/burstable/mine",
+            "/notkubepods/pod6c6c",
+            "/system.slice/kubepods-mine.slice",
+            "system.slice:cri-containerd:kubepods",
         ] {
-            assert_eq!(Qos::derive("/besteffort/elsewhere", score), expected, "{score:?}");
-            assert_eq!(Qos::derive("", score), expected, "{score:?}");
+            assert_eq!(Qos::derive(cgroup), None, "{cgroup:?}");
         }
     }
 

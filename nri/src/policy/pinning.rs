@@ -273,7 +273,7 @@ impl Pinning {
             return shared(false, "it ran without a cpuset when the plugin connected, and is not moved".to_owned());
         }
         let count = u32::try_from(container.cpus.len()).ok();
-        if container.qos == Qos::Guaranteed
+        if container.qos == Some(Qos::Guaranteed)
             && container.whole_cpus == count
             && container.wishes.exclusive
             && self.obstacle(&container.cpus).is_none()
@@ -313,8 +313,10 @@ impl Pinning {
         if !container.cpus.is_empty() {
             return untouched(format!("it came with cpuset {}, set by the kubelet or another plugin", container.cpus));
         }
-        if container.qos != Qos::Guaranteed {
-            return shared(true, format!("its Pod is {}", container.qos.as_str()));
+        match container.qos {
+            Some(Qos::Guaranteed) => {}
+            Some(other) => return shared(true, format!("its Pod is {}", other.as_str())),
+            None => return shared(true, "it is not in a Pod's cgroup below kubepods".to_owned()),
         }
         if !container.wishes.exclusive {
             return shared(true, "its Pod's annotation asks for no exclusive CPUs".to_owned());

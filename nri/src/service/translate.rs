@@ -35,7 +35,6 @@ pub(super) fn container(pod: &PodSandbox, container: &Container) -> Result<polic
     let linux = container.linux.as_ref();
     let cgroup = pod.linux.as_ref().map(|linux| linux.cgroup_parent.as_str()).filter(|path| !path.is_empty());
     let cgroup = cgroup.or(linux.map(|linux| linux.cgroups_path.as_str())).unwrap_or_default();
-    let oom_score_adj = linux.and_then(|linux| linux.oom_score_adj.as_ref()).map(|score| score.value);
     let resources = linux.and_then(|linux| linux.resources.as_ref());
     let cpu = resources.and_then(|resources| resources.cpu.as_ref());
     let pod_resources = pod.linux.as_ref().and_then(|linux| linux.pod_resources.as_ref());
@@ -49,7 +48,7 @@ pub(super) fn container(pod: &PodSandbox, container: &Container) -> Result<polic
             uid: pod.uid.clone(),
         },
         name: container.name.clone(),
-        qos: Qos::derive(cgroup, oom_score_adj),
+        qos: Qos::derive(cgroup),
         whole_cpus: whole_cpus(
             cpu.and_then(|cpu| cpu.quota.as_ref()).map(|quota| quota.value),
             cpu.and_then(|cpu| cpu.period.as_ref()).map(|period| period.value),
@@ -170,7 +169,7 @@ pub(super) fn log(mode: Mode, container: &policy::Container, placement: &Placeme
 #[cfg(test)]
 mod tests {
     use keelson_proto::nri::v1alpha1::{
-        LinuxContainer, LinuxDevice, LinuxMemory, LinuxPodSandbox, OptionalInt, OptionalInt64, OptionalUInt64,
+        LinuxContainer, LinuxDevice, LinuxMemory, LinuxPodSandbox, OptionalInt64, OptionalUInt64,
     };
 
     use super::*;
@@ -219,9 +218,9 @@ mod tests {
         let mut described = described(LinuxCpu::default());
         let linux = described.linux.as_mut().unwrap();
         linux.cgroups_path = "/kubepods/besteffort/pod1/c1".to_owned();
-        linux.oom_score_adj = Some(OptionalInt { value: -997 });
-        assert_eq!(container(&pod("/kubepods/burstable/pod1"), &described).unwrap().qos, Qos::Burstable);
-        assert_eq!(container(&pod(""), &described).unwrap().qos, Qos::BestEffort);
+        assert_eq!(container(&pod("/kubepods/burstable/pod1"), &described).unwrap().qos, Some(Qos::Burstable));
+        assert_eq!(container(&pod(""), &described).unwrap().qos, Some(Qos::BestEffort));
+        assert_eq!(container(&pod("/elsewhere"), &described).unwrap().qos, None);
     }
 
     #[test]

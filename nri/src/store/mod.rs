@@ -114,7 +114,7 @@ mod tests {
                 uid: "0-1".to_owned(),
             },
             name: "main".to_owned(),
-            qos: Qos::Guaranteed,
+            qos: Some(Qos::Guaranteed),
             whole_cpus: Some(2),
             memory_limit_bytes: None,
             device_nodes: Default::default(),
