@@ -216,8 +216,7 @@ mod tests {
     fn a_disk_that_hangs_takes_half_the_time_and_not_the_answer() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(async {
-            let (recorder, _disk) = Recorder::hanging();
-            let mut events = events(recorder);
+            let mut events = events(Recorder::hanging());
             let synchronize = nri::SynchronizeRequest::default();
             events.call(call("Synchronize", &synchronize, Duration::from_secs(3600))).await.unwrap();
             let container = nri::Container { id: "c1".to_owned(), ..nri::Container::default() };

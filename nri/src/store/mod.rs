@@ -1,9 +1,11 @@
 //! What must survive the plugin's end: a record of each placement, one file per container.
 //!
-//! The cgroups themselves keep containers where they are; the records tell whose decision that was. They are written
-//! before the runtime gets its answer, so a cpuset that is ours always has its record. A record without its container is
-//! dropped at the next synchronization, and so is every record of another boot: ids are not used twice. A power cut may
-//! therefore lose records, and nothing is synced to disk. docs/formats-pinning.md shows the format.
+//! The cgroups themselves keep containers where they are; the records tell whose decision that was. A record is written
+//! before the runtime gets its answer, so a cpuset that is ours has its record; only where the disk hangs or fails does
+//! the answer go out without, and a plugin that ends before the disk is back then finds a cpuset of which it knows
+//! nothing. A record without its container is dropped at the next synchronization, and so is every record of another
+//! boot: ids are not used twice. A power cut may therefore lose records, and nothing is synced to disk.
+//! docs/formats-pinning.md shows the format.
 
 mod record;
 mod recorder;
