@@ -5,6 +5,7 @@
 mod common;
 
 use std::{
+    collections::HashSet,
     fs,
     io::{Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
@@ -466,7 +467,8 @@ fn a_repeated_add_gives_the_same_result_or_changes_nothing() {
 #[test]
 fn check_names_what_somebody_changed() {
     skip_unless!(is_root(), "needs root");
-    let cases: [(&[&str], bool, &str); 8] = [
+    let cases: [(&[&str], bool, &str); 9] = [
+        (&["link", "set", "eth0", "mtu", "1300"], true, "eth0 has the MTU 1300 instead of 1500"),
         (&["link", "set", "eth0", "down"], true, "eth0 is down"),
         (&["addr", "del", "10.77.0.2/24", "dev", "eth0"], true, "eth0 lacks the address 10.77.0.2/24"),
         (&["-6", "addr", "del", "fd77::2/64", "dev", "eth0"], true, "eth0 lacks the address fd77::2/64"),
@@ -485,8 +487,66 @@ fn check_names_what_somebody_changed() {
         ip(if inside { &pod } else { &node.host }, tamper);
         let answer = node.call("CHECK", "c", Some(pod.path()), &config);
         assert_eq!(answer.code(), 105);
-        assert!(answer.json()["details"].as_str().unwrap().contains(expected), "{expected}: {answer:?}");
+        let details = answer.json()["details"].as_str().unwrap().to_owned();
+        assert!(details.contains(expected), "{expected}: {answer:?}");
+        let lines: Vec<&str> = details.split("; ").collect();
+        assert_eq!(lines.iter().collect::<HashSet<_>>().len(), lines.len(), "{details}");
     }
+}
+
+#[test]
+fn check_names_what_somebody_switched_off() {
+    skip_unless!(is_root(), "needs root");
+    let node = Node::new();
+    let pod = Netns::new().unwrap();
+    let mut config = node.config();
+    config["cniVersion"] = json!("1.0.0");
+    config["prevResult"] = node.add("c", &pod, &config);
+    let port = config["prevResult"]["interfaces"][1]["name"].as_str().unwrap().to_owned();
+    ip(&node.host, &["link", "set", &port, "type", "bridge_slave", "hairpin", "off"]);
+    // A result of 1.0.0 tells no MTU; the record does.
+    ip(&pod, &["link", "set", "eth0", "mtu", "1300"]);
+    node.host.run(|| {
+        fs::write("/proc/sys/net/ipv4/ip_forward", "0").unwrap();
+        fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "0").unwrap();
+    });
+    let answer = node.call("CHECK", "c", Some(pod.path()), &config);
+    assert_eq!(answer.code(), 105);
+    let expected = format!(
+        "eth0 has the MTU 1300 instead of 1500; {port} is not in hairpin mode; \
+         the host does not forward: /proc/sys/net/ipv4/ip_forward is 0; \
+         the host does not forward: /proc/sys/net/ipv6/conf/all/forwarding is 0"
+    );
+    assert_eq!(answer.json()["details"], expected);
+    // Nobody asked for what is off.
+    config["isDefaultGateway"] = json!(false);
+    config["hairpinMode"] = json!(false);
+    ip(&pod, &["link", "set", "eth0", "mtu", "1500"]);
+    node.call("CHECK", "c", Some(pod.path()), &config).silent();
+}
+
+#[test]
+fn a_namespace_is_known_by_every_path_to_it() {
+    skip_unless!(is_root(), "needs root");
+    let node = Node::new();
+    let pod = Netns::new().unwrap();
+    let mut config = node.config();
+    let mut expected = node.add("c", &pod, &config);
+    let other = node.directory.path().join("other");
+    std::os::unix::fs::symlink(pod.path(), &other).unwrap();
+    config["prevResult"] = expected.clone();
+    node.call("CHECK", "c", Some(&other), &config).silent();
+    // A repeated ADD answers in its own call's words.
+    let answer = node.call("ADD", "c", Some(&other), &node.config());
+    expected["interfaces"][2]["sandbox"] = json!(other);
+    assert_eq!(answer.json(), expected);
+    config["prevResult"] = expected;
+    node.call("CHECK", "c", Some(pod.path()), &config).silent();
+    // Another namespace is another one, whatever is in it.
+    let stranger = Netns::new().unwrap();
+    config["prevResult"]["interfaces"][2]["sandbox"] = json!(stranger.path());
+    let answer = node.call("CHECK", "c", Some(pod.path()), &config);
+    assert!(answer.json()["details"].as_str().unwrap().contains("prevResult has no interface eth0"), "{answer:?}");
 }
 
 #[test]

@@ -24,6 +24,8 @@ pub(crate) struct PreviousResult {
 pub(crate) struct PreviousInterface {
     pub(crate) name: String,
     pub(crate) mac: String,
+    /// Told from spec version 1.1.0 on.
+    pub(crate) mtu: Option<u32>,
     /// Empty on the host.
     pub(crate) sandbox: String,
 }
@@ -48,6 +50,7 @@ impl PreviousResult {
             interfaces.push(PreviousInterface {
                 name: text(&interface, "name")?,
                 mac: text(&interface, "mac")?,
+                mtu: interface.number("mtu")?.filter(|mtu| *mtu != 0),
                 sandbox: text(&interface, "sandbox")?,
             });
         }

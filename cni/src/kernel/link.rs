@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, State};
+use netlink_packet_route::link::{
+    InfoBridgePort, InfoKind, InfoPortData, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, State,
+};
 use nix::errno::Errno;
 
 use super::{KernelError, RouteSocket, message::RouteNetlinkMessage, netlink::LinkEvents};
@@ -22,6 +24,8 @@ pub(crate) struct Link {
     pub(crate) master: Option<u32>,
     pub(crate) alias: String,
     pub(crate) kind: Option<InfoKind>,
+    /// Whether a bridge port sends frames back to where they came from.
+    pub(crate) hairpin: bool,
 }
 
 impl Link {
@@ -36,16 +40,21 @@ impl Link {
                 LinkAttribute::OperState(state) => link.running = state == State::Up,
                 LinkAttribute::Controller(master) => link.master = Some(master),
                 LinkAttribute::IfAlias(alias) => link.alias = alias,
-                LinkAttribute::LinkInfo(infos) => {
-                    link.kind = infos.into_iter().find_map(|info| match info {
-                        LinkInfo::Kind(kind) => Some(kind),
-                        _ => None,
-                    });
-                }
+                LinkAttribute::LinkInfo(infos) => infos.into_iter().for_each(|info| link.add(info)),
                 _ => {}
             }
         }
         link
+    }
+
+    fn add(&mut self, info: LinkInfo) {
+        match info {
+            LinkInfo::Kind(kind) => self.kind = Some(kind),
+            LinkInfo::PortData(InfoPortData::BridgePort(port)) => {
+                self.hairpin = port.contains(&InfoBridgePort::HairpinMode(true));
+            }
+            _ => {}
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Network namespaces.
 
 use std::{
-    fs::File,
+    fs::{self, File, Metadata},
     io,
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
@@ -26,6 +26,12 @@ const OWN: &str = "/proc/thread-self/ns/net";
 pub(crate) struct Namespace {
     file: File,
     path: PathBuf,
+    identity: (u64, u64),
+}
+
+/// What tells a namespace from all others: its inode and that one's device.
+fn identity(found: &Metadata) -> (u64, u64) {
+    (found.dev(), found.ino())
 }
 
 /// Why a path can't be used as a container's namespace.
@@ -55,14 +61,19 @@ impl Namespace {
         if kind.filesystem_type() != NSFS {
             return Err(NamespaceError::NotANamespace { path: owned() });
         }
-        let identity = |file: &File| file.metadata().map(|metadata| (metadata.dev(), metadata.ino()));
-        let own = File::open(OWN).and_then(|own| identity(&own));
-        let own = own.map_err(|error| KernelError::new(format!("inspect {OWN}"), error))?;
-        let theirs = identity(&file).map_err(|error| KernelError::new(format!("inspect {}", path.display()), error))?;
-        if own == theirs {
+        let inspect = |path: &Path, result: io::Result<Metadata>| {
+            result.map(|found| identity(&found)).map_err(|e| KernelError::new(format!("inspect {}", path.display()), e))
+        };
+        let identity = inspect(path, file.metadata())?;
+        if inspect(Path::new(OWN), fs::metadata(OWN))? == identity {
             return Err(NamespaceError::Own { path: owned() });
         }
-        Ok(Self { file, path: owned() })
+        Ok(Self { file, path: owned(), identity })
+    }
+
+    /// Whether `path` leads to this namespace, by whatever way: /run and /var/run are one directory.
+    pub(crate) fn is_at(&self, path: &str) -> bool {
+        fs::metadata(path).is_ok_and(|found| identity(&found) == self.identity)
     }
 
     /// Runs `work` with this thread inside the namespace, and comes back.
@@ -87,6 +98,11 @@ impl Namespace {
     /// A socket for the links, addresses and routes inside.
     pub(crate) fn route_socket(&self) -> Result<RouteSocket, NamespaceError> {
         Ok(self.within(RouteSocket::open)??)
+    }
+
+    /// The path that it was opened by.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     pub(crate) fn file(&self) -> &File {

@@ -1,6 +1,9 @@
 //! ADD: attach a container to the network.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    path::Path,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL};
@@ -14,7 +17,7 @@ use super::{
 use crate::{
     config::{
         invocation::AttachmentCall,
-        network::{Attachment, Dns, NetworkConfig, Route},
+        network::{Attachment, NetworkConfig, Route},
     },
     error::Failure,
     kernel::{
@@ -119,6 +122,7 @@ impl Addition<'_> {
             host_mac: naming::host_mac(&host_interface).to_string(),
             host_interface,
             container_mac: String::new(),
+            mtu: None,
             addresses: Vec::new(),
             routes: Vec::new(),
             // A clock before 1970 is told as 1970.
@@ -139,12 +143,14 @@ impl Addition<'_> {
                 self.attachment.sets.iter().flat_map(|set| &set.0).map(|range| range.subnet).collect();
             masquerade::ensure(&subnets)?;
         }
+        let mtu = self.attachment.mtu.unwrap_or(bridge.mtu);
+        record.mtu = Some(mtu);
         let pair = VethPair {
             host_name: &record.host_interface,
             host_mac: naming::host_mac(&record.host_interface),
             container_name: &record.key.ifname,
             container_mac,
-            mtu: self.attachment.mtu.unwrap_or(bridge.mtu),
+            mtu,
         };
         self.make_pair(&pair, &bridge)?;
         let alias = format!("{}:{}", bridge::alias(&record.network), describe(record));
@@ -154,7 +160,7 @@ impl Addition<'_> {
         link::wait_until_running(&mut self.host, &record.host_interface)?;
         // The first port brings the bridge to life; a bridge with spanning tree takes its time, for which nobody waits.
         let bridge = link::find(&mut self.host, &record.bridge)?.unwrap_or(bridge);
-        Ok(result(record, &self.attachment.dns, &bridge, &container))
+        Ok(self.result(record, &bridge, &container))
     }
 
     fn make_bridge(&mut self, store: &Store) -> Result<Link, Failure> {
@@ -171,10 +177,10 @@ impl Addition<'_> {
             gateways.dedup();
             bridge::ensure_addresses(&mut self.host, &bridge, &gateways, self.attachment.force_address)?;
             if gateways.iter().any(|gateway| gateway.addr().is_ipv4()) {
-                sysctl::ensure("ipv4/ip_forward", "1")?;
+                sysctl::ensure(sysctl::FORWARD_V4, "1")?;
             }
             if gateways.iter().any(|gateway| gateway.addr().is_ipv6()) {
-                sysctl::ensure("ipv6/conf/all/forwarding", "1")?;
+                sysctl::ensure(sysctl::FORWARD_V6, "1")?;
             }
         }
         Ok(bridge)
@@ -236,9 +242,36 @@ impl Addition<'_> {
         let container = link::find(&mut self.inside, &record.key.ifname)?;
         match (bridge, container) {
             (Some(bridge), Some(container)) if differences.is_empty() => {
-                Ok(result(record, &self.attachment.dns, &bridge, &container).to_json(self.config.version))
+                Ok(self.result(record, &bridge, &container).to_json(self.config.version))
             }
             _ => Err(Failure::AttachmentDiffers(differences)),
+        }
+    }
+
+    fn result(&self, record: &Record, bridge: &Link, container: &Link) -> AddResult {
+        let bridge_mac: Vec<String> = bridge.mac.iter().map(|byte| format!("{byte:02x}")).collect();
+        // As it is spelled in this call: a repeated one may have another way to the same place.
+        let sandbox = self.call.netns.as_deref().unwrap_or_else(|| Path::new("")).to_string_lossy();
+        let interface = |name: &str, mac: &str, mtu: u32, sandbox: &str| ResultInterface {
+            name: name.to_owned(),
+            mac: mac.to_owned(),
+            mtu,
+            sandbox: sandbox.to_owned(),
+        };
+        AddResult {
+            interfaces: vec![
+                interface(&record.bridge, &bridge_mac.join(":"), bridge.mtu, ""),
+                // Both ends were made with one MTU.
+                interface(&record.host_interface, &record.host_mac, container.mtu, ""),
+                interface(&record.key.ifname, &record.container_mac, container.mtu, &sandbox),
+            ],
+            addresses: record
+                .addresses
+                .iter()
+                .map(|lease| ResultAddress { address: lease.address, gateway: lease.gateway, interface: 2 })
+                .collect(),
+            routes: record.routes.clone(),
+            dns: self.attachment.dns.clone(),
         }
     }
 }
@@ -252,29 +285,4 @@ fn with_gateway(route: &Route, record: &Record) -> Route {
         route.gw = lease.map(|lease| lease.gateway);
     }
     route
-}
-
-fn result(record: &Record, dns: &Dns, bridge: &Link, container: &Link) -> AddResult {
-    let bridge_mac: Vec<String> = bridge.mac.iter().map(|byte| format!("{byte:02x}")).collect();
-    let interface = |name: &str, mac: &str, mtu: u32, sandbox: &str| ResultInterface {
-        name: name.to_owned(),
-        mac: mac.to_owned(),
-        mtu,
-        sandbox: sandbox.to_owned(),
-    };
-    AddResult {
-        interfaces: vec![
-            interface(&record.bridge, &bridge_mac.join(":"), bridge.mtu, ""),
-            // Both ends were made with one MTU.
-            interface(&record.host_interface, &record.host_mac, container.mtu, ""),
-            interface(&record.key.ifname, &record.container_mac, container.mtu, &record.netns),
-        ],
-        addresses: record
-            .addresses
-            .iter()
-            .map(|lease| ResultAddress { address: lease.address, gateway: lease.gateway, interface: 2 })
-            .collect(),
-        routes: record.routes.clone(),
-        dns: dns.clone(),
-    }
 }

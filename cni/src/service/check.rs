@@ -1,6 +1,6 @@
 //! CHECK: is the attachment still as it was made?
 
-use std::path::Path;
+use std::collections::HashSet;
 
 use ipnet::IpNet;
 use keelson_host::Problem;
@@ -9,7 +9,7 @@ use crate::{
     config::{
         invocation::AttachmentCall,
         network::{Attachment, NetworkConfig, Route},
-        previous::PreviousResult,
+        previous::{PreviousInterface, PreviousResult},
     },
     error::Failure,
     kernel::{
@@ -18,6 +18,7 @@ use crate::{
         masquerade,
         netns::Namespace,
         route::{self, FoundRoute},
+        sysctl,
     },
     store::{Record, Store},
 };
@@ -41,8 +42,11 @@ pub(super) fn check(config: &NetworkConfig, call: &AttachmentCall) -> Result<(),
     };
     let mut host = RouteSocket::open()?;
     let mut differences = compare_with_record(&record, &mut host, &mut inside)?;
-    differences.extend(compare_with_result(&record, &previous, call, &mut inside)?);
-    differences.extend(compare_network(&attachment, &mut host)?);
+    differences.extend(compare_with_result(&record, &previous, &namespace, &mut inside)?);
+    differences.extend(compare_network(&attachment, &record, &mut host)?);
+    // Record and result mostly want the same.
+    let mut told = HashSet::new();
+    differences.retain(|difference| told.insert(difference.clone()));
     if differences.is_empty() { Ok(()) } else { Err(Failure::CheckFailed(differences)) }
 }
 
@@ -87,20 +91,22 @@ pub(super) fn compare_with_record(
 fn compare_with_result(
     record: &Record,
     previous: &PreviousResult,
-    call: &AttachmentCall,
+    namespace: &Namespace,
     inside: &mut RouteSocket,
 ) -> Result<Vec<String>, Failure> {
     let mut differences = Vec::new();
-    let ifname = &call.key.ifname;
-    let sandbox = call.netns.as_deref().unwrap_or_else(|| Path::new(""));
-    let own = previous
-        .interfaces
-        .iter()
-        .position(|interface| interface.name == *ifname && Path::new(&interface.sandbox) == sandbox);
-    let (Some(index), Some(container)) = (own, link::find(inside, ifname)?) else {
-        differences.push(format!("prevResult has no interface {ifname} in the sandbox {}", sandbox.display()));
+    let ifname = &record.key.ifname;
+    let is_own = |interface: &PreviousInterface| interface.name == *ifname && namespace.is_at(&interface.sandbox);
+    let Some(index) = previous.interfaces.iter().position(is_own) else {
+        differences.push(format!("prevResult has no interface {ifname} in the sandbox {}", namespace.path().display()));
         return Ok(differences);
     };
+    // That it's gone, the record has told.
+    let Some(container) = link::find(inside, ifname)? else { return Ok(differences) };
+    // The result first: a later plugin of the chain may have changed the MTU, and said so there.
+    if let Some(wanted) = previous.interfaces[index].mtu.or(record.mtu).filter(|wanted| *wanted != container.mtu) {
+        differences.push(format!("{ifname} has the MTU {} instead of {wanted}", container.mtu));
+    }
     if !previous.interfaces[index].mac.is_empty() {
         compare_mac(&container, &previous.interfaces[index].mac, &mut differences);
     }
@@ -118,9 +124,19 @@ fn compare_with_result(
 }
 
 /// What the network has otherwise than the config asks for.
-fn compare_network(attachment: &Attachment, host: &mut RouteSocket) -> Result<Vec<String>, Failure> {
+fn compare_network(attachment: &Attachment, record: &Record, host: &mut RouteSocket) -> Result<Vec<String>, Failure> {
     let mut differences = Vec::new();
     let ranges = || attachment.sets.iter().flat_map(|set| &set.0);
+    if attachment.hairpin && link::find(host, &record.host_interface)?.is_some_and(|port| !port.hairpin) {
+        differences.push(format!("{} is not in hairpin mode", record.host_interface));
+    }
+    if attachment.is_gateway {
+        for (is_ipv4, switch) in [(true, sysctl::FORWARD_V4), (false, sysctl::FORWARD_V6)] {
+            if attachment.sets.iter().any(|set| set.is_ipv4() == is_ipv4) && sysctl::read(switch)? == "0" {
+                differences.push(format!("the host does not forward: /proc/sys/net/{switch} is 0"));
+            }
+        }
+    }
     if attachment.is_gateway
         && let Some(bridge) = link::find(host, &attachment.bridge)?
     {
@@ -155,10 +171,7 @@ fn compare_addresses(
     }
     let found = address::of_link(inside, link.index)?;
     for address in wanted.iter().filter(|address| !found.contains(address)) {
-        let difference = format!("{} lacks the address {address}", link.name);
-        if !differences.contains(&difference) {
-            differences.push(difference);
-        }
+        differences.push(format!("{} lacks the address {address}", link.name));
     }
     Ok(())
 }

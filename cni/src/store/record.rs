@@ -40,6 +40,9 @@ pub(crate) struct Record {
     pub(crate) host_interface: String,
     pub(crate) host_mac: String,
     pub(crate) container_mac: String,
+    /// That of both ends; a record may lack it while the attachment is made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) mtu: Option<u32>,
     pub(crate) addresses: Vec<Lease>,
     pub(crate) routes: Vec<Route>,
     /// Seconds since 1970, UTC.

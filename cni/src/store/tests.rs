@@ -38,6 +38,7 @@ fn record(store: &Store, id: &str) -> Record {
         host_interface: "kl1".to_owned(),
         host_mac: String::new(),
         container_mac: String::new(),
+        mtu: None,
         addresses: Vec::new(),
         routes: Vec::new(),
         created_at_seconds: 0,
