@@ -210,6 +210,7 @@ impl Coded for QueryError {
     fn code(&self) -> Code {
         match self {
             Self::Invalid(_) => Code::InvalidArgument,
+            Self::Pending(error) => error.code(),
             Self::Token(error) => error.code(),
             Self::Lookup(error) => error.code(),
             Self::Unavailable(error) => error.code(),
@@ -256,7 +257,10 @@ impl Coded for VolumeError {
             Self::Lookup(error) => error.code(),
             Self::Kernel(error) => error.code(),
             Self::Record(error) => error.code(),
-            Self::LostFilesystem { .. } | Self::WrongSize { .. } | Self::Covered { .. } => Code::FailedPrecondition,
+            Self::Unusable(_) => Code::InvalidArgument,
+            Self::Occupied(_) | Self::LostFilesystem { .. } | Self::WrongSize { .. } | Self::Covered { .. } => {
+                Code::FailedPrecondition
+            }
             Self::NotThere { .. } | Self::Stacked { .. } => Code::Internal,
         }
     }

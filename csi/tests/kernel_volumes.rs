@@ -471,3 +471,65 @@ async fn a_staging_path_in_use_is_refused_and_nothing_is_stacked() {
         driver.stop().await;
     }
 }
+
+/// What may lie where a volume is to be published: none of it is the driver's.
+fn put(what: &str, path: &Path) {
+    match what {
+        "data" => fs::write(path, b"precious").unwrap(),
+        "link" => std::os::unix::fs::symlink(path.parent().unwrap(), path).unwrap(),
+        "fifo" => nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRWXU).unwrap(),
+        _ => {
+            fs::create_dir(path).unwrap();
+            fs::write(path.join("file"), b"precious").unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_lies_at_a_target_and_is_not_the_drivers_is_never_removed() {
+    needs_a_kernel!();
+    for capability in [block, mounted] {
+        let place = Place::new();
+        let mut driver = Running::start(&place, &place.section("image")).await;
+        let (staging, target) = (place.text("staging"), place.text("pods/target"));
+        let id = driver.create(request("pvc-1", 16 * MIB, capability())).await.unwrap().volume_id;
+        driver.stage(&id, &staging, capability()).await.unwrap();
+        for (what, code) in [
+            ("data", Code::FailedPrecondition),
+            ("link", Code::InvalidArgument),
+            ("fifo", Code::InvalidArgument),
+            ("directory", Code::FailedPrecondition),
+        ] {
+            put(what, Path::new(&target));
+            let before = fs::symlink_metadata(&target).unwrap();
+            let status = expect_code(driver.unpublish(&id, &target).await, code);
+            assert!(status.message().starts_with(&format!("target_path: \"{target}\" ")), "{status}");
+            assert_eq!(fs::symlink_metadata(&target).unwrap().ino(), before.ino());
+            // A file for a directory is another mistake than a file that holds data.
+            let is_mount = capability() == mounted();
+            if !(what == "directory" && is_mount) {
+                let code = if what == "data" && !is_mount { Code::FailedPrecondition } else { Code::InvalidArgument };
+                let publish = publication(&id, &staging, &target, capability());
+                let status = expect_code(driver.publish(publish).await, code);
+                assert!(status.message().starts_with(&format!("target_path: \"{target}\" ")), "{status}");
+            }
+            let after = fs::symlink_metadata(&target).unwrap();
+            assert_eq!((after.ino(), after.size()), (before.ino(), before.size()));
+            fs::remove_file(&target).or_else(|_| fs::remove_dir_all(&target)).unwrap();
+        }
+
+        // What publish makes itself is taken as it is found, and unpublish removes it.
+        if capability() == mounted() {
+            fs::create_dir(&target).unwrap();
+        } else {
+            fs::write(&target, b"").unwrap();
+        }
+        driver.publish(publication(&id, &staging, &target, capability())).await.unwrap();
+        driver.unpublish(&id, &target).await.unwrap();
+        assert!(!Path::new(&target).exists());
+        driver.unstage(&id, &staging).await.unwrap();
+        driver.delete(&id).await.unwrap();
+        place.expect_clean();
+        driver.stop().await;
+    }
+}

@@ -36,46 +36,74 @@ pub(crate) fn look(path: &TargetPath) -> io::Result<Option<Stat>> {
     }
 }
 
-/// Makes an empty directory at `path`, whose parent must exist; one that is there is fine.
-pub(crate) fn make_directory(path: &TargetPath) -> io::Result<()> {
+/// Makes an empty directory at `path`, whose parent must exist, and says whether it did; one that is there is fine.
+pub(crate) fn make_directory(path: &TargetPath) -> io::Result<bool> {
     let parent = open_parent(path)?;
     match rustix::fs::mkdirat(&parent, path.name(), Mode::from_raw_mode(0o750)) {
-        Ok(()) => Ok(()),
-        Err(rustix::io::Errno::EXIST) => expect_kind(&parent, path, FileType::Directory, libc::ENOTDIR),
+        Ok(()) => Ok(true),
+        Err(rustix::io::Errno::EXIST) => match found_at(&parent, path)? {
+            Found::Directory => Ok(false),
+            Found::Link => Err(io::Error::from_raw_os_error(libc::ELOOP)),
+            _ => Err(io::Error::from_raw_os_error(libc::ENOTDIR)),
+        },
         Err(error) => Err(error.into()),
     }
 }
 
-/// Makes an empty file at `path`, whose parent must exist; one that is there is fine.
-///
-/// A block volume is published as a bind mount on a file; where one is mounted already, a device is found.
-pub(crate) fn make_file(path: &TargetPath) -> io::Result<()> {
+/// Makes an empty file at `path`, whose parent must exist, and says whether it did; one that is there is fine.
+pub(crate) fn make_file(path: &TargetPath) -> io::Result<bool> {
     let parent = open_parent(path)?;
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     match rustix::fs::openat(&parent, path.name(), flags, Mode::from_raw_mode(0o640)) {
-        Ok(_) => Ok(()),
-        Err(rustix::io::Errno::EXIST) => expect_kind(&parent, path, FileType::RegularFile, libc::EEXIST),
+        Ok(_) => Ok(true),
+        Err(rustix::io::Errno::EXIST) => match found_at(&parent, path)? {
+            Found::EmptyFile => Ok(false),
+            Found::Link => Err(io::Error::from_raw_os_error(libc::ELOOP)),
+            Found::File => Err(io::Error::from_raw_os_error(libc::ENOTEMPTY)),
+            _ => Err(io::Error::from_raw_os_error(libc::EEXIST)),
+        },
         Err(error) => Err(error.into()),
     }
 }
 
-fn expect_kind(parent: impl AsFd, path: &TargetPath, kind: FileType, otherwise: i32) -> io::Result<()> {
-    let found = rustix::fs::statat(parent, path.name(), AtFlags::SYMLINK_NOFOLLOW)?;
-    if FileType::from_raw_mode(found.st_mode) == kind { Ok(()) } else { Err(io::Error::from_raw_os_error(otherwise)) }
+/// What is at a path, as far as it matters to who makes or removes a mount point.
+enum Found {
+    Directory,
+    EmptyFile,
+    File,
+    Link,
+    Other,
 }
 
-/// Removes the file or empty directory at `path`; never what is inside a directory. Nothing there is fine.
+fn found_at(parent: impl AsFd, path: &TargetPath) -> io::Result<Found> {
+    let found = rustix::fs::statat(parent, path.name(), AtFlags::SYMLINK_NOFOLLOW)?;
+    Ok(match FileType::from_raw_mode(found.st_mode) {
+        FileType::Directory => Found::Directory,
+        FileType::RegularFile if found.st_size == 0 => Found::EmptyFile,
+        FileType::RegularFile => Found::File,
+        FileType::Symlink => Found::Link,
+        _ => Found::Other,
+    })
+}
+
+/// Removes the empty directory or empty file at `path`, which is all that a mount point ever is; anything else there
+/// is somebody else's. Nothing there is fine.
 pub(crate) fn remove(path: &TargetPath) -> io::Result<()> {
     let parent = match open_parent(path) {
         Ok(parent) => parent,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error),
     };
-    let removed = match rustix::fs::unlinkat(&parent, path.name(), AtFlags::empty()) {
-        Err(rustix::io::Errno::ISDIR) => rustix::fs::unlinkat(&parent, path.name(), AtFlags::REMOVEDIR),
-        other => other,
+    let flags = match found_at(&parent, path) {
+        Ok(Found::Directory) => AtFlags::REMOVEDIR,
+        Ok(Found::EmptyFile) => AtFlags::empty(),
+        Ok(Found::Link) => return Err(io::Error::from_raw_os_error(libc::ELOOP)),
+        Ok(Found::File) => return Err(io::Error::from_raw_os_error(libc::ENOTEMPTY)),
+        Ok(Found::Other) => return Err(io::Error::from_raw_os_error(libc::EEXIST)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
     };
-    match removed {
+    match rustix::fs::unlinkat(&parent, path.name(), flags) {
         Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
         Err(error) => Err(error.into()),
     }
@@ -106,12 +134,15 @@ mod tests {
         symlink(top.join("real/inner"), top.join("real/last")).unwrap();
         for path in ["link/inner", "link/new", "real/last/new"] {
             let path = target(&top.join(path));
-            for result in [make_directory(&path), make_file(&path), remove(&path)] {
+            for result in [make_directory(&path).map(drop), make_file(&path).map(drop), remove(&path)] {
                 assert_eq!(result.unwrap_err().raw_os_error(), Some(libc::ELOOP), "{path}");
             }
         }
         assert_eq!(look(&target(&top.join("real/last"))).unwrap_err().raw_os_error(), Some(libc::ELOOP));
-        assert_eq!(make_directory(&target(&top.join("link"))).unwrap_err().raw_os_error(), Some(libc::ENOTDIR));
+        let link = target(&top.join("link"));
+        for result in [make_directory(&link).map(drop), make_file(&link).map(drop), remove(&link)] {
+            assert_eq!(result.unwrap_err().raw_os_error(), Some(libc::ELOOP));
+        }
         assert!(top.join("real/inner").is_dir());
     }
 
@@ -119,9 +150,9 @@ mod tests {
     fn making_and_removing_can_be_repeated() {
         let (_guard, top) = directory();
         let (subdirectory, file) = (target(&top.join("d")), target(&top.join("f")));
-        for _ in 0..2 {
-            make_directory(&subdirectory).unwrap();
-            make_file(&file).unwrap();
+        for made in [true, false] {
+            assert_eq!(make_directory(&subdirectory).unwrap(), made);
+            assert_eq!(make_file(&file).unwrap(), made);
         }
         assert_eq!(make_file(&subdirectory).unwrap_err().raw_os_error(), Some(libc::EEXIST));
         assert_eq!(make_directory(&file).unwrap_err().raw_os_error(), Some(libc::ENOTDIR));
@@ -133,11 +164,16 @@ mod tests {
     }
 
     #[test]
-    fn what_is_inside_a_directory_is_never_removed() {
+    fn what_holds_something_is_neither_used_nor_removed() {
         let (_guard, top) = directory();
         fs::create_dir(top.join("d")).unwrap();
         fs::write(top.join("d/precious"), b"x").unwrap();
-        assert_eq!(remove(&target(&top.join("d"))).unwrap_err().raw_os_error(), Some(libc::ENOTEMPTY));
+        for name in ["d", "d/precious"] {
+            assert_eq!(remove(&target(&top.join(name))).unwrap_err().raw_os_error(), Some(libc::ENOTEMPTY));
+        }
+        assert_eq!(make_file(&target(&top.join("d/precious"))).unwrap_err().raw_os_error(), Some(libc::ENOTEMPTY));
         assert_eq!(fs::read(top.join("d/precious")).unwrap(), b"x");
+        let _socket = std::os::unix::net::UnixListener::bind(top.join("s")).unwrap();
+        assert_eq!(remove(&target(&top.join("s"))).unwrap_err().raw_os_error(), Some(libc::EEXIST));
     }
 }

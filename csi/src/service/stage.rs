@@ -12,7 +12,7 @@ use super::{
     volume::Volume,
 };
 use crate::{
-    kernel::{self, KernelError},
+    kernel,
     policy::{Rejected, TargetPath, check_map},
     store::Staged,
 };
@@ -73,8 +73,7 @@ pub(super) fn stage(state: &State, request: &NodeStageVolumeRequest) -> Result<N
             (false, _) => Err(StageError::Elsewhere { id: id.to_owned(), path: path.clone() }),
         };
     }
-    let found =
-        kernel::path::look(&staging).map_err(KernelError::path(staging.as_path())).map_err(VolumeError::from)?;
+    let found = kernel::path::look(&staging).map_err(VolumeError::path("staging_target_path", &staging))?;
     if !found.is_some_and(|found| FileType::from_raw_mode(found.st_mode) == FileType::Directory) {
         return Err(StageError::NoDirectory { path: staging });
     }

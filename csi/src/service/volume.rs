@@ -1,7 +1,8 @@
 //! One volume that an operation holds: found in its pool, and nobody else's until the operation ends.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{io, path::PathBuf, sync::Arc};
 
+use keelson_host::Problem;
 use uuid::Uuid;
 
 use super::{Guard, Pending, State};
@@ -13,6 +14,9 @@ use crate::{
 
 /// How many mounts may lie on top of each other before unmounting them is given up.
 const DEEPEST_STACK: usize = 64;
+
+/// The field of a request that names where a volume is published.
+const TARGET: &str = "target_path";
 
 /// A volume during one operation of the node service.
 #[derive(Debug)]
@@ -34,6 +38,12 @@ pub(crate) enum VolumeError {
     Kernel(#[from] KernelError),
     #[error(transparent)]
     Record(#[from] RecordError),
+    /// It never can be used.
+    #[error("{0}")]
+    Unusable(Problem),
+    /// It can be used once what is there is gone, or what is missing is there.
+    #[error("{0}")]
+    Occupied(Problem),
     #[error(
         "volume {id} was formatted with an ext4 filesystem of UUID {wanted}, but its image shows {found}; it is never \
          formatted again: restore the image"
@@ -49,6 +59,42 @@ pub(crate) enum VolumeError {
         "something that is not volume {id} is mounted at {path} and is left alone; unmount it, or use another path"
     )]
     Covered { id: String, path: TargetPath },
+}
+
+impl VolumeError {
+    /// A failed use of the path that a request gives in its field `at`.
+    pub(super) fn path(at: &'static str, path: &TargetPath) -> impl Fn(io::Error) -> Self {
+        move |error| {
+            let problem = |wrong: &str, remedy: &str| Problem::new(at, path, wrong, remedy);
+            match error.raw_os_error() {
+                Some(libc::ELOOP) => Self::Unusable(problem(
+                    "is or leads through a symbolic link",
+                    "name the place itself; links are never followed, and never removed",
+                )),
+                Some(libc::ENOTDIR) => Self::Unusable(problem(
+                    "is, or leads through, something that is no directory",
+                    "remove that, or use another path",
+                )),
+                Some(libc::EEXIST) => Self::Unusable(problem(
+                    "is something that the driver did not make, and is left alone",
+                    "remove it, or use another path",
+                )),
+                Some(libc::ENAMETOOLONG) => Self::Unusable(problem(
+                    "has a name longer than the filesystem allows",
+                    "use at most 255 bytes between slashes",
+                )),
+                Some(libc::ENOTEMPTY) => Self::Occupied(problem(
+                    "holds data that is not the volume's, and is left alone",
+                    "move the data away, or use another path",
+                )),
+                Some(libc::ENOENT) => Self::Occupied(problem(
+                    "is below a directory that doesn't exist",
+                    "the caller must make the directory above it",
+                )),
+                _ => KernelError::path(path.as_path())(error).into(),
+            }
+        }
+    }
 }
 
 impl<'a> Volume<'a> {
@@ -173,7 +219,7 @@ impl<'a> Volume<'a> {
         Ok(())
     }
 
-    /// Mounts it at `target`, which is made for that.
+    /// Mounts it at `target`, which is made for that where nothing is.
     pub(super) fn publish(
         &self,
         staging: &TargetPath,
@@ -181,10 +227,16 @@ impl<'a> Volume<'a> {
         capability: &Capability,
         read_only: bool,
     ) -> Result<(), VolumeError> {
+        let made = match &capability.access {
+            Access::Block => path::make_file(target),
+            Access::Mount { .. } => path::make_directory(target),
+        }
+        .map_err(VolumeError::path(TARGET, target))?;
         let published = self.try_publish(staging, target, capability, read_only);
         if published.is_err() {
+            let undone = self.unmount(target).and_then(|()| if made { remove(target) } else { Ok(()) });
             // The error of the step that failed is the one to tell.
-            if let Err(error) = self.unpublish(target) {
+            if let Err(error) = undone {
                 tracing::warn!(volume = %self.record.id, %target, %error, "failed to undo a failed publish");
             }
         }
@@ -198,15 +250,10 @@ impl<'a> Volume<'a> {
         capability: &Capability,
         read_only: bool,
     ) -> Result<(), VolumeError> {
-        let failed = KernelError::path(target.as_path());
         let (source, options) = match &capability.access {
-            Access::Block => {
-                path::make_file(target).map_err(failed)?;
-                // A bind mount can't keep a device from being written to: what is read-only has a device that is.
-                (BindSource::Own(self.attach(read_only)?), MountOptions::NONE)
-            }
+            // A bind mount can't keep a device from being written to: what is read-only has a device that is.
+            Access::Block => (BindSource::Own(self.attach(read_only)?), MountOptions::NONE),
             Access::Mount { options, .. } => {
-                path::make_directory(target).map_err(failed)?;
                 (BindSource::Requested(staging.clone()), options.clone().with_read_only(read_only))
             }
         };
@@ -218,7 +265,7 @@ impl<'a> Volume<'a> {
     pub(super) fn unpublish(&self, target: &TargetPath) -> Result<(), VolumeError> {
         self.unmount(target)?;
         self.expect_uncovered(target, &self.presence()?)?;
-        Ok(path::remove(target).map_err(KernelError::path(target.as_path()))?)
+        remove(target)
     }
 
     /// Unmounts it at `path`, as often as it takes. What others mounted there stays.
@@ -251,4 +298,8 @@ impl<'a> Volume<'a> {
         }
         Err(VolumeError::NotThere { id: self.id(), path: path.clone() })
     }
+}
+
+fn remove(target: &TargetPath) -> Result<(), VolumeError> {
+    path::remove(target).map_err(VolumeError::path(TARGET, target))
 }
