@@ -62,7 +62,7 @@ impl Failure {
             Self::Config(ConfigError::Decode(_)) => 6,
             Self::Config(ConfigError::Invalid(_)) => 7,
             Self::Namespace(NamespaceError::Own { .. }) => 8,
-            Self::Store(StoreError::Exhausted { .. } | StoreError::Taken { .. }) => 11,
+            Self::Store(StoreError::Exhausted { .. } | StoreError::Taken { .. } | StoreError::Busy { .. }) => 11,
             Self::Unavailable(_) => 50,
             Self::Degraded(_) => 51,
             Self::Kernel(_) | Self::Bridge(BridgeError::Kernel(_)) | Self::Namespace(NamespaceError::Kernel(_)) => 100,
@@ -145,4 +145,19 @@ pub(crate) fn panic_json(message: &str) -> Value {
 fn incompatible(stated: &str) -> String {
     let supported: Vec<String> = SpecVersion::ALL.iter().map(|version| format!("{:?}", version.as_str())).collect();
     format!("config is {stated:?}, plugin supports [{}]", supported.join(" "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_that_is_held_for_ever_is_named_and_worth_another_try() {
+        let failure = Failure::from(StoreError::Busy { path: "/run/keelson/network/net/lock".into() });
+        assert_eq!(failure.code(), 11);
+        assert_eq!(
+            failure.to_string(),
+            "gave up waiting for the lock /run/keelson/network/net/lock: another call holds it for more than 30 seconds"
+        );
+    }
 }

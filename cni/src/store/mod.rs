@@ -41,6 +41,8 @@ pub(crate) use lock::{AttachmentLock, NetworkLock};
 pub(crate) enum StoreError {
     #[error("failed to {doing} {}: {source}", path.display())]
     Io { doing: &'static str, path: PathBuf, source: io::Error },
+    #[error("gave up waiting for the lock {}: another call holds it for more than {} seconds", path.display(), lock::LIMIT.as_secs())]
+    Busy { path: PathBuf },
     #[error("unexpected content in {}: {detail}", path.display())]
     Corrupt { path: PathBuf, detail: String },
     #[error(
@@ -120,13 +122,13 @@ impl Store {
             return Ok(None);
         }
         let path = self.network_dir.join(ATTACHMENTS_LOCK);
-        AttachmentLock::acquire(&path, attachment_number(key)).map(Some).map_err(failed("lock", &path))
+        AttachmentLock::acquire(&path, attachment_number(key), lock::LIMIT).map(Some).map_err(unlocked(&path))
     }
 
     /// Waits until no other process chooses or returns addresses.
     pub(crate) fn lock_network(&self) -> Result<NetworkLock, StoreError> {
         let path = self.network_dir.join(NETWORK_LOCK);
-        NetworkLock::acquire(&path).map_err(failed("lock", &path))
+        NetworkLock::acquire(&path, lock::LIMIT).map_err(unlocked(&path))
     }
 
     /// The attachment's record, if there is one.
@@ -478,6 +480,13 @@ fn is_being_written(path: &Path) -> bool {
 
 fn failed<'a>(doing: &'static str, path: &'a Path) -> impl Fn(io::Error) -> StoreError + 'a {
     move |source| StoreError::Io { doing, path: path.to_owned(), source }
+}
+
+fn unlocked(path: &Path) -> impl Fn(io::Error) -> StoreError + '_ {
+    move |error| match error.kind() {
+        io::ErrorKind::TimedOut => StoreError::Busy { path: path.to_owned() },
+        _ => failed("lock", path)(error),
+    }
 }
 
 fn ignore_absence(result: io::Result<()>) -> io::Result<()> {
