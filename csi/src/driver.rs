@@ -6,11 +6,7 @@ use keelson_host::PrivateSocket;
 use keelson_proto::csi::v1::{
     controller_server::ControllerServer, identity_server::IdentityServer, node_server::NodeServer,
 };
-use prometheus_client::{
-    encoding::EncodeLabelSet,
-    metrics::{family::Family, gauge::Gauge},
-    registry::Registry,
-};
+use prometheus_client::registry::Registry;
 use tokio::{net::UnixListener, sync::watch, task::JoinSet, time::timeout};
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
@@ -20,7 +16,7 @@ use crate::{
     StorageSettings,
     error::{Error, full_message},
     service::{Metrics, ObserveLayer, Service, State},
-    store::{Attachments, Pools},
+    store::Attachments,
 };
 
 /// How long a shutdown waits for running operations. One that takes longer ends with the process, as if killed: the
@@ -37,12 +33,6 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Driver {
     service: Service,
-    metrics: Metrics,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct PoolLabel {
-    pool: String,
 }
 
 impl Driver {
@@ -54,17 +44,8 @@ impl Driver {
     pub fn new(settings: StorageSettings, registry: &mut Registry) -> Result<Self, Error> {
         let attachments =
             Attachments::open(&settings.state_dir).map_err(|error| Error::State { reason: full_message(&error) })?;
-        let available = Family::<PoolLabel, Gauge>::default();
-        registry.register(
-            "keelson_storage_pool_available",
-            "Whether the pool was recognised when it was last used",
-            available.clone(),
-        );
-        let pools = Pools::new(settings.pools.clone(), &settings.state_dir, |pool| {
-            available.get_or_create(&PoolLabel { pool: pool.to_owned() }).clone()
-        });
         let metrics = Metrics::register(registry);
-        Ok(Self { service: Service::new(State::new(settings, pools, attachments)), metrics })
+        Ok(Self { service: Service::new(State::new(settings, attachments, metrics)) })
     }
 
     /// Adopts the volumes in the pools and serves until `shutdown` fires; then lets the running operations end and
@@ -77,7 +58,7 @@ impl Driver {
     /// When the socket can't be bound or served. A pool that isn't there (its disk isn't mounted) is no error: its
     /// calls answer UNAVAILABLE until it is.
     pub async fn run(self, ready: watch::Sender<Result<(), String>>, shutdown: CancellationToken) -> Result<(), Error> {
-        let Self { service, metrics } = self;
+        let Self { service } = self;
         tokio::select! {
             () = adopt(&service) => {}
             () = shutdown.cancelled() => return Ok(()),
@@ -90,7 +71,7 @@ impl Driver {
         let (listener, _socket) = PrivateSocket::bind(&path).map_err(listen)?;
         let incoming = UnixListenerStream::new(UnixListener::from_std(listener).map_err(listen)?);
         let server = Server::builder()
-            .layer(ObserveLayer::new(metrics))
+            .layer(ObserveLayer::new(service.state().metrics.clone()))
             .add_service(IdentityServer::new(service.clone()))
             .add_service(ControllerServer::new(service.clone()))
             .add_service(NodeServer::new(service.clone()))
@@ -125,7 +106,9 @@ async fn adopt(service: &Service) {
         let service = service.clone();
         scans.spawn_blocking(move || {
             let Some(pool) = service.state().pools.iter().nth(index) else { return };
-            if let Err(error) = pool.check() {
+            let checked = pool.check();
+            service.state().metrics.observe_pools(&service.state().pools);
+            if let Err(error) = checked {
                 tracing::error!(pool = pool.settings.name, error = full_message(&error), "pool is unavailable");
             }
         });

@@ -480,10 +480,7 @@ impl Drop for Frozen {
 async fn a_disk_that_hangs_holds_up_only_its_own_calls() {
     needs_a_kernel!();
     let place = Place::new();
-    let disk = place.text("disk.img");
-    fs::File::create(&disk).unwrap().set_len(256 << 20).unwrap();
-    assert!(Command::new("mkfs.ext4").args(["-q", "-F", &disk]).status().unwrap().success());
-    assert!(Command::new("mount").args(["-o", "loop", &disk, &place.text("pool")]).status().unwrap().success());
+    mount_disk(&place);
     let mut section = place.section("image");
     let other = json!({"name": "other", "path": place.path("state/other"), "allowSharedFilesystem": true});
     section["pools"].as_array_mut().unwrap().push(other);
@@ -518,6 +515,65 @@ async fn a_disk_that_hangs_holds_up_only_its_own_calls() {
 
     drop(frozen);
     hanging.await.unwrap().unwrap();
+    driver.stop().await;
+}
+
+/// An ext4 filesystem of its own on the place's `pool`.
+fn mount_disk(place: &Place) {
+    let disk = place.text("disk.img");
+    fs::File::create(&disk).unwrap().set_len(256 << 20).unwrap();
+    assert!(Command::new("mkfs.ext4").args(["-q", "-F", &disk]).status().unwrap().success());
+    assert!(Command::new("mount").args(["-o", "loop", &disk, &place.text("pool")]).status().unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_asks_about_a_disk_that_hangs_keeps_no_second_thread_waiting() {
+    needs_a_kernel!();
+    let place = Place::new();
+    // The start finds no pool; the first question does, and would make it one.
+    fs::write(place.path("pool/precious"), b"x").unwrap();
+    let driver = Running::start(&place, &place.section("image")).await;
+    mount_disk(&place);
+    let frozen = Frozen::new(place.text("pool"));
+    let list = || {
+        let mut controller = driver.controller.clone();
+        tokio::spawn(async move { controller.list_volumes(ListVolumesRequest::default()).await.map(drop) })
+    };
+    let capacity = || {
+        let mut controller = driver.controller.clone();
+        tokio::spawn(async move { controller.get_capacity(GetCapacityRequest::default()).await.map(drop) })
+    };
+    let mut waiting = Vec::new();
+    for (mut one, mut two) in [(list(), list()), (capacity(), capacity())] {
+        let (refused, hanging) = tokio::select! {
+            refused = &mut one => (refused, two),
+            refused = &mut two => (refused, one),
+        };
+        expect_code(refused.unwrap(), Code::Aborted);
+        waiting.push(hanging);
+    }
+    drop(frozen);
+    for call in waiting {
+        call.await.unwrap().unwrap();
+    }
+    driver.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delete_that_fails_leaves_no_record_behind() {
+    needs_a_kernel!();
+    let place = Place::new();
+    let mut driver = Running::start(&place, &place.section("directory")).await;
+    let id = driver.create(request("pvc-1", 0, mounted())).await.unwrap().volume_id;
+    let record = place.path("state/storage/attachments").join(format!("{id}.json"));
+    // A directory where the record belongs can't be removed as a file.
+    fs::create_dir(&record).unwrap();
+    expect_code(driver.delete(&id).await, Code::Internal);
+    assert_eq!(place.volumes(), [id.as_str()], "the volume is gone, and no retry will come to its record");
+    fs::remove_dir(&record).unwrap();
+    fs::write(&record, b"{}").unwrap();
+    driver.delete(&id).await.unwrap();
+    place.expect_clean();
     driver.stop().await;
 }
 

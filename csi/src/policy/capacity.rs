@@ -75,8 +75,9 @@ impl SizeRange {
     ///
     /// No size of a directory is enforced; what was asked for is taken as it is.
     pub(crate) fn choose(self, content: ContentKind) -> Result<u64, OutOfRange> {
-        if content == ContentKind::Directory {
-            return Ok(self.required);
+        match content {
+            ContentKind::Block | ContentKind::Ext4 => {}
+            ContentKind::Directory => return Ok(self.required),
         }
         if self.required > LARGEST {
             return Err(OutOfRange::TooLarge { required: self.required });

@@ -280,3 +280,38 @@ fn format(state: &State, image: &Path, uuid: Uuid, hold: Hold) -> Result<(), Hel
     let arguments = options.into_iter().map(OsStr::new).chain([image.as_os_str()]);
     state.settings.helper.run_program("mkfs.ext4", arguments, hold)
 }
+
+#[cfg(test)]
+mod tests {
+    use keelson_host::{HostRoot, Node};
+    use prometheus_client::registry::Registry;
+
+    use super::*;
+    use crate::{PoolKind, PoolSection, StorageSection, service::Metrics, store::Attachments};
+
+    #[test]
+    fn a_volume_that_was_found_but_is_deleted_by_now_is_no_answer() {
+        let directory = tempfile::tempdir().unwrap();
+        let state_dir = directory.path().join("state");
+        let node = Node { name: "node-a".to_owned(), state_dir, root: HostRoot::system() };
+        let path = directory.path().join("pool");
+        std::fs::create_dir(&path).unwrap();
+        let pool =
+            PoolSection { path, kind: PoolKind::Directory, allow_shared_filesystem: true, ..PoolSection::default() };
+        let section = StorageSection { pools: vec![pool], ..StorageSection::default() };
+        let attachments = Attachments::open(&node.state_dir).unwrap();
+        let metrics = Metrics::register(&mut Registry::default());
+        let state = State::new(section.validate(&node).unwrap(), attachments, metrics);
+        let pool = state.pools.named("default").unwrap();
+        pool.check().unwrap();
+        let id = VolumeId::generate();
+        let found = VolumeRecord::new(id.clone(), "pvc-1".to_owned(), 0, Provisioning::Thin, Content::Directory);
+        pool.build(&id).unwrap().commit(found.clone()).unwrap();
+
+        let deleting = state.in_flight.begin(id.as_str(), "DeleteVolume").unwrap();
+        assert!(matches!(find(&state, pool, "pvc-1"), Err(CreateError::Pending(_))));
+        pool.remove(&id).unwrap();
+        drop(deleting);
+        assert!(take(&state, pool, &found).unwrap().is_none());
+    }
+}

@@ -27,12 +27,15 @@ use tonic::{
 };
 use tower::{Layer, Service};
 
-/// The figures about RPCs.
+use crate::store::Pools;
+
+/// The figures about RPCs and pools.
 #[derive(Clone, Debug)]
 pub(crate) struct Metrics {
     calls: Family<CallLabels, Counter>,
     seconds: Family<MethodLabel, Histogram, fn() -> Histogram>,
     in_flight: Gauge,
+    available: Family<PoolLabel, Gauge>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -46,6 +49,11 @@ struct MethodLabel {
     method: String,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PoolLabel {
+    pool: String,
+}
+
 impl Metrics {
     pub(crate) fn register(registry: &mut Registry) -> Self {
         /// From 1 ms to about 65 s.
@@ -53,11 +61,25 @@ impl Metrics {
             Histogram::new(exponential_buckets(0.001, 2.0, 17))
         }
         let seconds = Family::new_with_constructor(histogram as fn() -> Histogram);
-        let metrics = Self { calls: Family::default(), seconds, in_flight: Gauge::default() };
+        let (in_flight, available) = (Gauge::default(), Family::default());
+        let metrics = Self { calls: Family::default(), seconds, in_flight, available };
         registry.register("keelson_storage_rpc", "CSI calls by method and gRPC code", metrics.calls.clone());
         registry.register("keelson_storage_rpc_duration_seconds", "Time that CSI calls took", metrics.seconds.clone());
         registry.register("keelson_storage_rpc_in_flight", "CSI calls running now", metrics.in_flight.clone());
+        registry.register(
+            "keelson_storage_pool_available",
+            "Whether the pool was recognised when it was last used",
+            metrics.available.clone(),
+        );
         metrics
+    }
+
+    /// Tells of each pool whether it is available.
+    pub(crate) fn observe_pools(&self, pools: &Pools) {
+        for pool in pools.iter() {
+            let label = PoolLabel { pool: pool.settings.name.clone() };
+            self.available.get_or_create(&label).set(i64::from(pool.is_available()));
+        }
     }
 }
 

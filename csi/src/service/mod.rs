@@ -51,13 +51,17 @@ pub(crate) struct State {
     pub(crate) attachments: Attachments,
     pub(crate) in_flight: InFlight,
     pub(crate) tasks: TaskTracker,
+    pub(crate) metrics: Metrics,
     slots: Arc<Semaphore>,
 }
 
 impl State {
-    pub(crate) fn new(settings: StorageSettings, pools: Pools, attachments: Attachments) -> Self {
+    pub(crate) fn new(settings: StorageSettings, attachments: Attachments, metrics: Metrics) -> Self {
+        let pools = Pools::new(settings.pools.clone(), &settings.state_dir);
+        metrics.observe_pools(&pools);
+        let (in_flight, tasks) = (InFlight::default(), TaskTracker::new());
         let slots = Arc::new(Semaphore::new(MOST_CALLS));
-        Self { settings, pools, attachments, in_flight: InFlight::default(), tasks: TaskTracker::new(), slots }
+        Self { settings, pools, attachments, in_flight, tasks, metrics, slots }
     }
 }
 
@@ -93,7 +97,9 @@ impl Service {
         let volume = volume.to_owned();
         let task = self.0.tasks.spawn_blocking(move || {
             let _slot = slot;
-            work(&state).map_err(|error| {
+            let answer = work(&state);
+            state.metrics.observe_pools(&state.pools);
+            answer.map_err(|error| {
                 let message = full_message(&error);
                 let status = error.into();
                 tracing::warn!(method, volume, code = ?status.code(), error = message, "call failed");

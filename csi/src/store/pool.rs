@@ -538,7 +538,7 @@ mod tests {
 
     #[test]
     fn two_first_uses_at_once_make_one_pool() {
-        for _ in 0..200 {
+        for _ in 0..30 {
             let directory = tempfile::tempdir().unwrap();
             let (pool, start) = (pool(directory.path()), Barrier::new(2));
             thread::scope(|scope| {
