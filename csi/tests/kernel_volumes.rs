@@ -9,11 +9,12 @@ use std::{
     io::{self, Read, Write},
     os::unix::fs::{FileTypeExt, MetadataExt},
     path::Path,
+    time::Duration,
 };
 
 use common::{MIB, Place, Running, block, capability, expect_code, mounted, mounted_with, publication, request};
 use keelson_proto::csi::v1::{
-    NodeGetVolumeStatsRequest, NodeUnpublishVolumeRequest, VolumeUsage,
+    DeleteVolumeRequest, NodeGetVolumeStatsRequest, NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest, VolumeUsage,
     volume_capability::{AccessType, BlockVolume, access_mode::Mode},
     volume_usage::Unit,
 };
@@ -532,4 +533,42 @@ async fn what_lies_at_a_target_and_is_not_the_drivers_is_never_removed() {
         place.expect_clean();
         driver.stop().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_somebody_holds_for_a_moment_is_waited_for() {
+    needs_a_kernel!();
+    let place = Place::new();
+    let mut driver = Running::start(&place, &place.section("image")).await;
+    let staging = place.text("staging");
+    let id = driver.create(request("pvc-1", 16 * MIB, mounted())).await.unwrap().volume_id;
+    for waiting in ["unstage", "delete"] {
+        driver.stage(&id, &staging, mounted()).await.unwrap();
+        let [number] = place.loops()[..] else { panic!("not one loop device: {:?}", place.loops()) };
+        // As a copy of the mount namespace does, for as long as a program takes to start.
+        let held = File::open(format!("/dev/loop{number}")).unwrap();
+        let (mut node, mut controller) = (driver.node.clone(), driver.controller.clone());
+        let unstage = NodeUnstageVolumeRequest { volume_id: id.clone(), staging_target_path: staging.clone() };
+        let delete = DeleteVolumeRequest { volume_id: id.clone(), ..DeleteVolumeRequest::default() };
+        if waiting == "delete" {
+            // Held for longer than anybody waits.
+            node.node_unstage_volume(unstage.clone()).await.unwrap();
+        }
+        let call = tokio::spawn(async move {
+            if waiting == "unstage" {
+                node.node_unstage_volume(unstage).await.map(drop)
+            } else {
+                controller.delete_volume(delete).await.map(drop)
+            }
+        });
+        keelson_testkit::wait_until_async("the device to be detached", Duration::from_secs(30), async || {
+            (attribute(number, "loop/autoclear") == "1").then_some(())
+        })
+        .await;
+        drop(held);
+        call.await.unwrap().unwrap();
+        assert_eq!(place.loops(), [0; 0]);
+    }
+    place.expect_clean();
+    driver.stop().await;
 }

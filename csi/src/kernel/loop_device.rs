@@ -11,6 +11,8 @@ use std::{
         unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use keelson_host::HostRoot;
@@ -20,6 +22,12 @@ use super::sys;
 
 /// "7 block: Loopback devices" (Documentation/admin-guide/devices.txt).
 const MAJOR: u32 = 7;
+
+/// How long a detached device is waited for; the kernel tells nobody when it is free.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// How often it is looked at meanwhile.
+const INTERVAL: Duration = Duration::from_millis(10);
 
 /// How often a free number is asked for anew because another process took it first.
 const ATTEMPTS: u32 = 64;
@@ -35,6 +43,8 @@ pub(crate) struct LoopDevice {
     pub(crate) read_only: bool,
     /// Whether it reaches its file without the page cache in between.
     pub(crate) direct_io: bool,
+    /// Whether it lets go of its file at the last close, as a detached one does.
+    pub(crate) letting_go: bool,
 }
 
 impl LoopDevice {
@@ -90,6 +100,7 @@ pub(crate) fn find(root: &HostRoot, image: &Path) -> Result<Vec<LoopDevice>, Loo
                 number,
                 read_only: info.flags & sys::LOOP_READ_ONLY != 0,
                 direct_io: info.flags & sys::LOOP_DIRECT_IO != 0,
+                letting_go: info.flags & sys::LOOP_AUTOCLEAR != 0,
             }),
             Ok(_) => {}
             // It was let go in between.
@@ -135,7 +146,7 @@ pub(crate) fn attach(root: &HostRoot, image: &Path, label: &str, read_only: bool
                 let info = sys::loop_status(device.as_fd())
                     .map_err(|source| failed("ask for the file behind", &node, source))?;
                 let direct_io = info.flags & sys::LOOP_DIRECT_IO != 0;
-                let device = LoopDevice { node, number, read_only, direct_io };
+                let device = LoopDevice { node, number, read_only, direct_io, letting_go: false };
                 return Ok(device);
             }
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
@@ -169,8 +180,9 @@ fn keep(device: &LoopDevice) -> Result<(), LoopError> {
     sys::loop_set_status(open.as_fd(), info).map_err(|source| failed("set the flags of", &device.node, source))
 }
 
-/// Lets go of every device that is bound to `image`, and says how many of them others still have open: the kernel
-/// lets go of those at their last close.
+/// Lets go of every device that is bound to `image`, and says how many of them others still have open after
+/// [`PATIENCE`]: the kernel lets go of those at their last close. A process that starts in a mount namespace of its own
+/// has a copy of every mount for a moment, and so everything open.
 pub(crate) fn detach(root: &HostRoot, image: &Path) -> Result<usize, LoopError> {
     for found in find(root, image)? {
         let device = open(&found.node, false)?;
@@ -180,7 +192,14 @@ pub(crate) fn detach(root: &HostRoot, image: &Path) -> Result<usize, LoopError> 
             Err(error) => return Err(failed("let go of", &found.node, error)),
         }
     }
-    Ok(find(root, image)?.len())
+    let start = Instant::now();
+    loop {
+        let left = find(root, image)?.len();
+        if left == 0 || start.elapsed() >= PATIENCE {
+            return Ok(left);
+        }
+        thread::sleep(INTERVAL);
+    }
 }
 
 /// The device node of a number; made if the kernel made the device, but `/dev` isn't the kernel's own.

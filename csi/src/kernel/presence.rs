@@ -82,6 +82,12 @@ impl Presence {
         }
     }
 
+    /// Whether all that is left are loop devices that were detached, and that others still have open.
+    pub(crate) fn is_letting_go(&self) -> bool {
+        let free = |device: &LoopDevice| device.letting_go && self.table.of_device(device.device()).next().is_none();
+        !self.devices().is_empty() && self.devices().iter().all(free)
+    }
+
     /// What of the kernel would lose its data if the volume were deleted now: a mount, or else a loop device.
     pub(crate) fn use_of(&self) -> Option<PathBuf> {
         let mount = match &self.content {

@@ -7,7 +7,7 @@ use keelson_proto::csi::v1::{DeleteVolumeRequest, DeleteVolumeResponse};
 
 use super::{Pending, State, request::required};
 use crate::{
-    kernel::{KernelError, Presence},
+    kernel::{KernelError, Presence, loop_device},
     policy::check_map,
     store::{Attachment, LookupError, RecordError, StoreError, content_path},
 };
@@ -48,7 +48,12 @@ pub(super) fn delete(state: &State, request: &DeleteVolumeRequest) -> Result<Del
         Err(error) => return Err(error.into()),
     };
     let kind = record.content.kind();
-    let presence = Presence::read(&state.settings.root, &content_path(&pool.folder(&record.id), kind), kind)?;
+    let (root, content) = (&state.settings.root, content_path(&pool.folder(&record.id), kind));
+    let mut presence = Presence::read(root, &content, kind)?;
+    if presence.is_letting_go() {
+        loop_device::detach(root, &content).map_err(KernelError::from)?;
+        presence = Presence::read(root, &content, kind)?;
+    }
     if let Some(by) = presence.use_of() {
         return Err(DeleteError::InUse { id: id.to_owned(), by });
     }
