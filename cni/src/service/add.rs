@@ -58,6 +58,7 @@ pub(super) fn add(config: &NetworkConfig, call: &AttachmentCall) -> Result<Value
     let store = Store::new(&config.data_dir, &config.name)?;
     store.create()?;
     let _lock = store.lock_attachment(&call.key)?;
+    store.sweep_attachment(&call.key)?;
     if let Some(earlier) = store.read(&call.key)? {
         match earlier.state {
             // The ADD that made it was killed or failed to clean up; nobody got its result.

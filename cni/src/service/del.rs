@@ -31,15 +31,16 @@ pub(super) fn detach(store: &Store, host: &mut RouteSocket, network: &str, key: 
         }
         other => other?,
     };
-    match store.read(key) {
+    let detached = match store.read(key) {
         Ok(Some(record)) => undo(store, host, &record),
         found => {
             // Without a readable record the name still follows from the attachment.
             link::delete(host, &naming::host_interface(network, key))?;
             match found {
-                Err(StoreError::Corrupt { .. }) => Ok(store.discard(key)?),
-                other => Ok(other.map(drop)?),
+                Err(StoreError::Corrupt { .. }) => store.discard(key).map_err(Failure::from),
+                other => other.map(drop).map_err(Failure::from),
             }
         }
-    }
+    };
+    detached.and_then(|()| Ok(store.sweep_attachment(key)?))
 }

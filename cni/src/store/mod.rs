@@ -244,6 +244,15 @@ impl Store {
         Ok(())
     }
 
+    /// Removes the temporary files of one attachment's record; the caller holds its lock, so nobody writes one.
+    pub(crate) fn sweep_attachment(&self, key: &AttachmentKey) -> Result<(), StoreError> {
+        let record = record_name(key);
+        for path in list(&self.boot_dir().join("attachments"))?.iter().filter(|path| is_temporary_of(path, &record)) {
+            ignore_absence(fs::remove_file(path)).map_err(failed("remove", path))?;
+        }
+        Ok(())
+    }
+
     /// Removes the whole store unless it holds a record; tells whether it did. What isn't the store's stays.
     pub(crate) fn remove_if_empty(&self) -> Result<bool, StoreError> {
         if !self.network_dir.is_dir() {
@@ -470,6 +479,13 @@ fn is_temporary(path: &Path) -> bool {
         let name = name.as_encoded_bytes();
         name.starts_with(b".") && name.ends_with(b".tmp")
     })
+}
+
+/// Whether this is such a file of the one called `name`.
+fn is_temporary_of(path: &Path, name: &str) -> bool {
+    let rest = path.file_name().and_then(|found| found.to_str()?.strip_prefix('.')?.strip_prefix(name));
+    rest.and_then(|rest| rest.strip_prefix('.')?.strip_suffix(".tmp")?.split_once('.'))
+        .is_some_and(|(process, number)| process.parse::<u32>().is_ok() && number.parse::<u64>().is_ok())
 }
 
 /// Whether the process that is named in a temporary file's name is alive.

@@ -220,3 +220,20 @@ fn temporary_files_of_dead_processes_are_swept() {
     store.sweep().unwrap();
     assert!(alive.exists() && !dead.exists());
 }
+
+#[test]
+fn an_attachments_own_temporary_files_are_swept_with_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = store(&directory, BOOT);
+    let key = record(&store, "a").key;
+    let attachments = directory.path().join(format!("net/{BOOT}/attachments"));
+    // A process that is alive by now only has the number of the one that was killed.
+    let own = [format!(".a@eth0.{}.0.tmp", std::process::id()), ".a@eth0.1.17.tmp".to_owned()];
+    let others = [".a@eth0.5.1.0.tmp", ".aa@eth0.1.0.tmp", ".a@eth01.1.0.tmp", ".a@eth0.1.tmp"].map(str::to_owned);
+    for name in own.iter().chain(&others) {
+        fs::write(attachments.join(name), "{").unwrap();
+    }
+    store.sweep_attachment(&key).unwrap();
+    assert!(own.iter().all(|name| !attachments.join(name).exists()));
+    assert!(others.iter().all(|name| attachments.join(name).exists()));
+}
