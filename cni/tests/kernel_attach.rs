@@ -613,6 +613,13 @@ fn status_tells_the_truth() {
     elsewhere["bridge"] = json!("kt2");
     elsewhere["ipam"]["dataDir"] = json!(file);
     assert_eq!(node.call("STATUS", "", None, &elsewhere).code(), 50);
+    for (key, value) in [("vlan", json!(7)), ("mtu", json!("many"))] {
+        let mut config = config.clone();
+        config[key] = value;
+        let answer = node.call("STATUS", "", None, &config);
+        assert_eq!(answer.code(), 50);
+        assert!(answer.json()["msg"].as_str().unwrap().contains(key), "{answer:?}");
+    }
 }
 
 #[test]

@@ -24,7 +24,9 @@ use crate::{
 pub(super) fn status(config: &NetworkConfig) -> Result<(), Failure> {
     let attachment = match config.attachment(&CniArgs::default()) {
         Ok(attachment) => attachment,
+        // What is wrong with it ADD and CHECK tell by codes of their own; STATUS has this one for all of it.
         Err(ConfigError::Invalid(problems)) => return Err(Failure::Unavailable(problems.to_string())),
+        Err(ConfigError::Unsupported(problem)) => return Err(Failure::Unavailable(problem.to_string())),
         Err(error) => return Err(error.into()),
     };
     let store = Store::new(&config.data_dir, &config.name)?;
