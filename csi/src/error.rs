@@ -6,7 +6,7 @@ use keelson_host::Problem;
 use tonic::{Code, Status};
 
 use crate::{
-    kernel::{HelperError, KernelError, SET_OPTION},
+    kernel::{HelperError, KernelError, LoopError, SET_OPTION},
     policy::{InvalidToken, OutOfRange},
     service::{CreateError, DeleteError, Pending, PublishError, StageError, StatsError, VolumeError},
     store::{Lacking, LookupError, RecordError, StoreError, Unavailable},
@@ -201,7 +201,8 @@ impl Coded for KernelError {
         match self {
             Self::Helper(error) => error.code(),
             Self::Path { source, .. } => code_of_path(source.raw_os_error()),
-            Self::Loop(_) | Self::Mounts(_) => Code::Internal,
+            Self::Loop(LoopError { source, .. }) => code_of_io(source),
+            Self::Mounts(_) => Code::Internal,
         }
     }
 }
@@ -256,6 +257,7 @@ impl Coded for VolumeError {
             Self::Pending(error) => error.code(),
             Self::Lookup(error) => error.code(),
             Self::Kernel(error) => error.code(),
+            Self::Unavailable(error) => error.code(),
             Self::Record(error) => error.code(),
             Self::Unusable(_) => Code::InvalidArgument,
             Self::Occupied(_) | Self::LostFilesystem { .. } | Self::WrongSize { .. } | Self::Covered { .. } => {

@@ -634,8 +634,7 @@ async fn calls_are_counted_by_method_and_code() {
     let mut driver = Running::start(&place, &place.section("directory")).await;
     driver.create(request("pvc-1", 0, mounted())).await.unwrap();
     expect_code(driver.delete("").await, Code::InvalidArgument);
-    let mut text = String::new();
-    prometheus_client::encoding::text::encode(&mut text, &driver.registry).unwrap();
+    let text = driver.metrics();
     for line in [
         r#"keelson_storage_rpc_total{method="CreateVolume",code="Ok"} 1"#,
         r#"keelson_storage_rpc_total{method="DeleteVolume",code="InvalidArgument"} 1"#,
@@ -647,4 +646,44 @@ async fn calls_are_counted_by_method_and_code() {
     }
     driver.stop().await;
     assert!(!place.socket().exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pool_gone_read_only_is_sick_and_says_so_everywhere() {
+    needs_a_kernel!();
+    for kind in ["image", "directory"] {
+        let place = Place::new();
+        place.mount_tmpfs("pool", "size=64m");
+        let mut driver = Running::start(&place, &place.section(kind)).await;
+        let staging = place.text("staging");
+        let id = driver.create(request("pvc-1", 16 * MIB, mounted())).await.unwrap().volume_id;
+        let remount = |option: &str| {
+            let status = Command::new("mount").args(["-o", option]).arg(place.path("pool")).status().unwrap();
+            assert!(status.success());
+        };
+        remount("remount,ro");
+        for _ in 0..2 {
+            for status in [
+                driver.stage(&id, &staging, mounted()).await.unwrap_err(),
+                driver.create(request("pvc-2", 16 * MIB, mounted())).await.unwrap_err(),
+                driver.delete(&id).await.unwrap_err(),
+                capacity(&mut driver).await.unwrap_err(),
+            ] {
+                assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+                assert!(status.message().to_lowercase().contains("read-only"), "{status:?}");
+            }
+            assert_eq!(place.mounts().len(), 1);
+            assert!(driver.metrics().contains(r#"keelson_storage_pool_available{pool="pool"} 0"#));
+            assert_eq!(list(&mut driver, "", 0).await.unwrap().0, [id.clone()], "what is there can be seen");
+            driver.stop().await;
+            driver = Running::start(&place, &place.section(kind)).await;
+        }
+        remount("remount,rw");
+        driver.stage(&id, &staging, mounted()).await.unwrap();
+        assert!(driver.metrics().contains(r#"keelson_storage_pool_available{pool="pool"} 1"#));
+        driver.unstage(&id, &staging).await.unwrap();
+        driver.delete(&id).await.unwrap();
+        place.expect_clean();
+        driver.stop().await;
+    }
 }

@@ -39,6 +39,11 @@ pub(crate) fn usage(file: impl AsFd) -> io::Result<Usage> {
     })
 }
 
+/// Whether the filesystem at `path` can't be written to: its own state, or how it is mounted there.
+pub(crate) fn is_read_only(path: &Path) -> io::Result<bool> {
+    Ok(rustix::fs::statvfs(path)?.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY))
+}
+
 /// The UUID of the filesystem that holds `path`, or none: where the filesystem has none (overlayfs), or the kernel
 /// can't tell (before 6.9).
 pub(crate) fn uuid(path: &Path) -> io::Result<Option<Uuid>> {

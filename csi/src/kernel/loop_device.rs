@@ -66,7 +66,7 @@ impl LoopDevice {
 pub(crate) struct LoopError {
     what: &'static str,
     path: PathBuf,
-    source: io::Error,
+    pub(crate) source: io::Error,
 }
 
 fn failed(what: &'static str, path: &Path, source: io::Error) -> LoopError {

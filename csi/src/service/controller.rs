@@ -241,7 +241,7 @@ fn capacity(state: &State, request: &GetCapacityRequest) -> Result<GetCapacityRe
     };
     // As with the list.
     let _guard = state.in_flight.begin(format!("the capacity of pool {}", pool.settings.name), "GetCapacity")?;
-    pool.check()?;
+    pool.check_writable()?;
     let available = state.pools.available(pool)?;
     let largest = match content {
         ContentKind::Block | ContentKind::Ext4 => largest_volume(available),

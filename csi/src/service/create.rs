@@ -86,7 +86,10 @@ pub(super) fn create(state: &State, request: &CreateVolumeRequest) -> Result<Cre
             }
             existing
         }
-        None => build(state, pool, wish, content, bytes, &guard)?,
+        None => {
+            pool.check_writable()?;
+            build(state, pool, wish, content, bytes, &guard)?
+        }
     };
     Ok(CreateVolumeResponse { volume: Some(describe(&record, node)) })
 }

@@ -68,7 +68,7 @@ impl Metrics {
         registry.register("keelson_storage_rpc_in_flight", "CSI calls running now", metrics.in_flight.clone());
         registry.register(
             "keelson_storage_pool_available",
-            "Whether the pool was recognised when it was last used",
+            "Whether the pool was recognised and could be written to when it was last used",
             metrics.available.clone(),
         );
         metrics

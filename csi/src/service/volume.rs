@@ -9,7 +9,7 @@ use super::{Guard, Pending, State};
 use crate::{
     kernel::{BindSource, Hold, KernelError, Presence, Request, filesystem, loop_device, path},
     policy::{Access, Capability, Content, MountOptions, TargetPath},
-    store::{Attachment, LookupError, RecordError, VolumeRecord, content_path, data, image},
+    store::{Attachment, LookupError, Pool, RecordError, Unavailable, VolumeRecord, content_path, data, image},
 };
 
 /// How many mounts may lie on top of each other before unmounting them is given up.
@@ -22,6 +22,7 @@ const TARGET: &str = "target_path";
 #[derive(Debug)]
 pub(super) struct Volume<'a> {
     state: &'a State,
+    pool: &'a Pool,
     guard: Arc<Guard>,
     pub(super) record: VolumeRecord,
     folder: PathBuf,
@@ -36,6 +37,8 @@ pub(crate) enum VolumeError {
     Lookup(#[from] LookupError),
     #[error(transparent)]
     Kernel(#[from] KernelError),
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
     #[error(transparent)]
     Record(#[from] RecordError),
     /// It never can be used.
@@ -103,7 +106,7 @@ impl<'a> Volume<'a> {
         let guard = Arc::new(state.in_flight.begin(id, operation)?);
         let (pool, record) = state.pools.locate(id)?;
         let folder = pool.folder(&record.id);
-        Ok(Self { state, guard, record, folder })
+        Ok(Self { state, pool, guard, record, folder })
     }
 
     pub(super) fn id(&self) -> String {
@@ -155,6 +158,7 @@ impl<'a> Volume<'a> {
     }
 
     fn try_stage(&self, presence: &Presence, path: &TargetPath, capability: &Capability) -> Result<(), VolumeError> {
+        self.pool.check_writable()?;
         let options = match &capability.access {
             Access::Block => return self.attach(capability.is_read_only()).map(drop),
             Access::Mount { options, .. } => options.clone().with_read_only(capability.is_read_only()),

@@ -13,7 +13,10 @@ use std::{
     io,
     os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use super::{
@@ -39,6 +42,8 @@ pub(crate) struct Pool {
     arranging: Mutex<()>,
     /// What this process is at work on in `building`. No scan sweeps that.
     building: Mutex<HashSet<VolumeId>>,
+    /// Whether its filesystem was read-only when it was last used: so a failing disk ends up.
+    read_only: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -81,6 +86,8 @@ pub(crate) enum IdentityError {
     Record(#[from] RecordError),
     #[error("its filesystem can't be asked for its UUID")]
     Filesystem(#[source] io::Error),
+    #[error("its filesystem is read-only; look at the kernel's log for why")]
+    ReadOnly,
     #[error("it was lost while it was used; try again")]
     Lost,
 }
@@ -118,6 +125,7 @@ impl Pool {
             index: Mutex::default(),
             arranging: Mutex::default(),
             building: Mutex::default(),
+            read_only: AtomicBool::default(),
         }
     }
 
@@ -126,11 +134,22 @@ impl Pool {
     /// The first use ever makes the marker and the memory of it; the first use after a start, or after the disk came
     /// back, sweeps what was half-made and reads every record.
     pub(crate) fn check(&self) -> Result<(), Unavailable> {
-        self.recognise().and_then(|()| self.ensure_scanned()).map_err(|source| {
+        let checked = self.recognise().and_then(|()| self.ensure_scanned()).and_then(|()| {
+            let read_only = filesystem::is_read_only(&self.settings.path).map_err(IdentityError::Filesystem)?;
+            self.read_only.store(read_only, Ordering::Relaxed);
+            Ok(())
+        });
+        checked.map_err(|source| {
             // What was known may be wrong when the disk is back.
             *self.lock() = None;
             self.unavailable(source)
         })
+    }
+
+    /// As [`Pool::check`], for what needs to write: what only takes away from Pods works on a read-only disk as well.
+    pub(crate) fn check_writable(&self) -> Result<(), Unavailable> {
+        self.check()?;
+        if self.read_only.load(Ordering::Relaxed) { Err(self.unavailable(IdentityError::ReadOnly)) } else { Ok(()) }
     }
 
     fn unavailable(&self, source: IdentityError) -> Unavailable {
@@ -319,9 +338,9 @@ impl Pool {
         synced
     }
 
-    /// Whether the pool was recognised when it was last used.
+    /// Whether the pool was recognised and could be written to when it was last used.
     pub(crate) fn is_available(&self) -> bool {
-        self.lock().is_some()
+        self.lock().is_some() && !self.read_only.load(Ordering::Relaxed)
     }
 
     /// The device number of the filesystem that the pool lies on; none while the pool is unavailable.

@@ -214,6 +214,13 @@ impl Running {
         self.task.await.unwrap().unwrap();
     }
 
+    /// What a scrape of the metrics shows.
+    pub(crate) fn metrics(&self) -> String {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry).unwrap();
+        text
+    }
+
     pub(crate) async fn create(&mut self, request: CreateVolumeRequest) -> Result<Volume, Status> {
         Ok(self.controller.create_volume(request).await?.into_inner().volume.unwrap())
     }
