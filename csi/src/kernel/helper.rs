@@ -1,15 +1,21 @@
 //! What can hang runs in a process of its own, with a deadline.
 //!
 //! A thread that is stuck in the kernel survives SIGKILL and keeps its process half alive. So the driver never calls
-//! mount(2) or umount(2) itself: it starts this same executable again (`keelson storage-helper VERB`), writes the
-//! verb's arguments as one line of JSON to its standard input, and reads one line of JSON from its standard output.
-//! Arguments may be sensitive (mount flags), so they are never part of the command line. The helper ends when its
-//! standard input is closed, and so with the driver. `mkfs.ext4` is run in the same way.
+//! mount(2) or umount(2) itself, nor formats: it starts this same executable again (`keelson storage-helper VERB`),
+//! writes the verb's arguments as one line of JSON to its standard input, and reads one line of JSON from its standard
+//! output. Arguments may be sensitive (mount flags), so they are never part of the command line. A helper that mounts
+//! ends when its standard input is closed, and so with the driver. One that formats becomes `mkfs.ext4`, which the
+//! kernel kills when the driver dies.
+//!
+//! All else runs in the driver, on threads that may block: what it does to files of a pool (fallocate, fsync, statfs,
+//! renames), to loop devices (ioctl) and to the kubelet's paths (openat2). A disk that doesn't answer keeps those
+//! threads; that it keeps no more than one for each volume and each question is the service's part.
 
 use std::{
     collections::HashMap,
-    ffi::{OsStr, OsString},
+    ffi::OsString,
     io::{self, BufRead, Read, Write},
+    os::unix::process::CommandExt,
     path::PathBuf,
     process::{Child, Command, ExitCode, Output, Stdio},
     sync::{Arc, mpsc},
@@ -17,7 +23,11 @@ use std::{
     time::Duration,
 };
 
-use rustix::process::{Pid, PidfdFlags, Signal};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fd::OwnedFd,
+    process::{Pid, PidfdFlags, Signal, set_parent_process_death_signal},
+};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -51,6 +61,9 @@ pub(crate) enum Request {
     /// Unmounts what is topmost at a path.
     #[serde(rename_all = "camelCase")]
     Unmount { target: TargetPath },
+    /// Becomes another program, which neither reads nor answers anything.
+    #[serde(rename_all = "camelCase")]
+    Become { program: String, arguments: Vec<OsString> },
 }
 
 /// What is mounted a second time.
@@ -115,14 +128,11 @@ impl Helper {
     /// Does `request` in a helper process. If that outlives its deadline and even SIGKILL, `hold` is kept until it
     /// is really gone: until then nobody else may touch the volume.
     pub(crate) fn run(&self, request: &Request, hold: Hold) -> Result<(), HelperError> {
-        let (verb, arguments) = encode(request).map_err(|source| self.failed_to_run(source))?;
-        let mut command = Command::new(&self.program);
-        command.args(&self.arguments).arg(&verb).env_clear();
-        let output = supervise(command, arguments, &verb, self.deadline, hold)?;
+        let output = self.output_of(request, hold)?;
         match serde_json::from_slice(&output.stdout) {
             Ok(Answer::Done) if output.status.success() => Ok(()),
             Ok(Answer::Failed { step, errno, detail }) => Err(HelperError::Step { step, errno, detail }),
-            _ => Err(unexpected_end(&verb, &output)),
+            _ => Err(unexpected_end("the helper", &output)),
         }
     }
 
@@ -130,13 +140,29 @@ impl Helper {
     pub(crate) fn run_program(
         &self,
         program: &str,
-        arguments: impl IntoIterator<Item = impl AsRef<OsStr>>,
+        arguments: impl IntoIterator<Item = impl Into<OsString>>,
         hold: Hold,
     ) -> Result<(), HelperError> {
-        let mut command = Command::new(program);
-        command.args(arguments).env_clear().env("PATH", PATH).env("LC_ALL", "C");
-        let output = supervise(command, Vec::new(), program, self.deadline, hold)?;
-        if output.status.success() { Ok(()) } else { Err(unexpected_end(program, &output)) }
+        let arguments = arguments.into_iter().map(Into::into).collect();
+        let output = self.output_of(&Request::Become { program: program.to_owned(), arguments }, hold)?;
+        if output.status.success() {
+            return Ok(());
+        }
+        match serde_json::from_slice(&output.stdout) {
+            Ok(Answer::Failed { step, errno, detail }) => Err(HelperError::Step { step, errno, detail }),
+            _ => Err(unexpected_end(program, &output)),
+        }
+    }
+
+    fn output_of(&self, request: &Request, hold: Hold) -> Result<Output, HelperError> {
+        let (verb, arguments) = encode(request).map_err(|source| self.failed_to_run(source))?;
+        let mut command = Command::new(&self.program);
+        command.args(&self.arguments).arg(&verb).env_clear();
+        let what = match request {
+            Request::Become { program, .. } => program,
+            Request::Mount { .. } | Request::Bind { .. } | Request::Unmount { .. } => &verb,
+        };
+        supervise(command, arguments, what, self.deadline, hold)
     }
 
     fn failed_to_run(&self, source: io::Error) -> HelperError {
@@ -169,28 +195,38 @@ fn supervise(
     hold: Hold,
 ) -> Result<Output, HelperError> {
     let failed = |source| HelperError::Run { program: what.to_owned(), source };
-    let mut child =
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(failed)?;
-    let handle = handle_of(&child).map_err(failed)?;
-    let (sender, receiver) = mpsc::channel();
-    // This thread alone waits for the child, for as long as it takes; it reaps it, and frees the volume.
-    thread::spawn(move || {
+    let (started, start) = mpsc::channel();
+    let (ended, end) = mpsc::channel();
+    // This thread alone waits for the child, for as long as it takes; it reaps it, and frees the volume. It also starts
+    // it: what the kernel kills with its parent, it kills with the thread that started it.
+    let supervisor = thread::Builder::new().name("storage-helper".to_owned());
+    let work = move || {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let (mut child, handle) = match spawn(command) {
+            Ok(spawned) => spawned,
+            // The receivers are there as long as nothing was received, or the deadline hasn't passed.
+            Err(error) => return drop(started.send(Err(error))),
+        };
+        let _ = started.send(Ok(handle));
         // Held open until the child is gone: its end tells the child that the driver has died.
         let mut stdin = child.stdin.take();
         let written = stdin.as_mut().map_or(Ok(()), |stdin| stdin.write_all(&input));
         let output = child.wait_with_output();
         drop(stdin);
         drop(hold);
-        // The receiver is gone if the deadline has passed.
-        let _ = sender.send(output.and_then(|output| match written {
+        let _ = ended.send(output.and_then(|output| match written {
             // A child that ended early said why on its other streams.
             Err(error) if output.status.success() => Err(error),
             _ => Ok(output),
         }));
-    });
-    match receiver.recv_timeout(deadline) {
+    };
+    supervisor.spawn(work).map_err(failed)?;
+    let lost = || io::Error::other("the thread that supervises it has ended");
+    let handle = start.recv().map_err(|_| lost()).flatten().map_err(failed)?;
+    match end.recv_timeout(deadline) {
         Ok(output) => output.map_err(failed),
-        Err(_) => {
+        Err(mpsc::RecvTimeoutError::Disconnected) => Err(failed(lost())),
+        Err(mpsc::RecvTimeoutError::Timeout) => {
             // It may have ended this very moment; the handle can't mean another process.
             let _ = rustix::process::pidfd_send_signal(&handle, Signal::KILL);
             Err(HelperError::Deadline { what: what.to_owned(), deadline })
@@ -198,8 +234,18 @@ fn supervise(
     }
 }
 
-fn handle_of(child: &Child) -> io::Result<rustix::fd::OwnedFd> {
-    Ok(rustix::process::pidfd_open(Pid::from_child(child), PidfdFlags::empty())?)
+/// Starts a child, and opens a handle that goes on to mean it when it has ended.
+fn spawn(mut command: Command) -> io::Result<(Child, OwnedFd)> {
+    let mut child = command.spawn()?;
+    match rustix::process::pidfd_open(Pid::from_child(&child), PidfdFlags::empty()) {
+        Ok(handle) => Ok((child, handle)),
+        Err(error) => {
+            // It was told nothing yet, so it has done nothing. It can't be gone: nobody has waited for it.
+            let _ = child.kill();
+            let _ = child.wait();
+            Err(error.into())
+        }
+    }
 }
 
 fn unexpected_end(what: &str, output: &Output) -> HelperError {
@@ -222,16 +268,12 @@ pub fn helper_main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    thread::spawn(|| {
-        // Ends with the driver: nobody would hear the answer, and a successor may already retry.
-        let _ = io::stdin().read_to_end(&mut Vec::new());
-        std::process::exit(1);
-    });
-    let done = match &request {
+    let done = end_with_the_driver(&request).and_then(|()| match &request {
         Request::Mount { device, target, options } => mount::perform_mount(device, target, options),
         Request::Bind { source, target, options } => mount::perform_bind(source, target, options),
         Request::Unmount { target } => mount::perform_unmount(target),
-    };
+        Request::Become { program, arguments } => Err(become_program(program, arguments)),
+    });
     let (answer, code) = match done {
         Ok(()) => (Answer::Done, ExitCode::SUCCESS),
         Err(mount::StepError { step, source, detail }) => {
@@ -244,6 +286,40 @@ pub fn helper_main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(()) => code,
         Err(_) => ExitCode::from(2),
     }
+}
+
+/// Sees to it that this process ends when the driver does: nobody would hear the answer, and a successor may already
+/// retry.
+fn end_with_the_driver(request: &Request) -> Result<(), mount::StepError> {
+    match request {
+        Request::Mount { .. } | Request::Bind { .. } | Request::Unmount { .. } => {
+            let watch = || {
+                let _ = io::stdin().read_to_end(&mut Vec::new());
+                std::process::exit(1);
+            };
+            thread::Builder::new().spawn(watch).map_err(mount::io_step("starting a thread"))?;
+        }
+        Request::Become { .. } => {
+            let step = mount::step("asking to be killed with the driver");
+            // Stays in force for the program that this process becomes.
+            set_parent_process_death_signal(Some(Signal::KILL)).map_err(&step)?;
+            // The driver may have died before that; then nobody holds the other end of the pipe any more.
+            let stdin = io::stdin();
+            let mut ends = [PollFd::new(&stdin, PollFlags::empty())];
+            poll(&mut ends, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).map_err(&step)?;
+            if ends[0].revents().contains(PollFlags::HUP) {
+                std::process::exit(1);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Becomes `program`; returns why that failed.
+fn become_program(program: &str, arguments: &[OsString]) -> mount::StepError {
+    let mut command = Command::new(program);
+    command.args(arguments).env_clear().env("PATH", PATH).env("LC_ALL", "C").stdin(Stdio::null());
+    mount::io_step("running a program")(command.exec())
 }
 
 fn decode(arguments: impl IntoIterator<Item = OsString>) -> Result<Request, String> {
@@ -270,19 +346,37 @@ mod tests {
         assert!(matches!(back, Request::Unmount { target: found } if found == target));
     }
 
+    fn command(program: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program);
+        command.args(arguments);
+        command
+    }
+
     #[test]
     fn a_program_that_fails_is_quoted() {
-        let helper = Helper::own_executable();
-        let error = helper.run_program("sh", ["-c", "echo no good >&2; exit 3"], Arc::new(())).unwrap_err();
-        assert_eq!(error.to_string(), "sh ended with exit status: 3: no good");
+        let command = command("sh", &["-c", "echo no good >&2; exit 3"]);
+        let output = supervise(command, Vec::new(), "sh", Duration::from_secs(60), Arc::new(())).unwrap();
+        assert_eq!(unexpected_end("sh", &output).to_string(), "sh ended with exit status: 3: no good");
+    }
+
+    #[test]
+    fn a_program_that_does_not_start_frees_the_volume() {
+        let hold = Arc::new(());
+        let held = Arc::downgrade(&hold);
+        let command = command("/nonexistent", &[]);
+        let error = supervise(command, Vec::new(), "it", Duration::from_secs(60), hold).unwrap_err();
+        assert!(matches!(error, HelperError::Run { .. }), "{error}");
+        keelson_testkit::wait_until("the volume to be free", Duration::from_secs(60), || {
+            held.upgrade().is_none().then_some(())
+        });
     }
 
     #[test]
     fn a_program_that_hangs_is_killed_and_only_then_frees_the_volume() {
         let hold = Arc::new(());
         let held = Arc::downgrade(&hold);
-        let helper = Helper::own_executable().with_deadline(Duration::from_millis(50));
-        let error = helper.run_program("sleep", ["600"], hold).unwrap_err();
+        let command = command("sleep", &["600"]);
+        let error = supervise(command, Vec::new(), "sleep", Duration::from_millis(50), hold).unwrap_err();
         assert!(matches!(error, HelperError::Deadline { .. }), "{error}");
         keelson_testkit::wait_until("the killed process to be gone", Duration::from_secs(60), || {
             held.upgrade().is_none().then_some(())

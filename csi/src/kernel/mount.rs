@@ -46,11 +46,11 @@ pub(super) struct StepError {
     pub(super) detail: String,
 }
 
-fn step(step: &'static str) -> impl Fn(rustix::io::Errno) -> StepError {
+pub(super) fn step(step: &'static str) -> impl Fn(rustix::io::Errno) -> StepError {
     move |source| StepError { step, source: source.into(), detail: String::new() }
 }
 
-fn io_step(step: &'static str) -> impl Fn(io::Error) -> StepError {
+pub(super) fn io_step(step: &'static str) -> impl Fn(io::Error) -> StepError {
     move |source| StepError { step, source, detail: String::new() }
 }
 
