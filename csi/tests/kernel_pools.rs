@@ -8,8 +8,8 @@ use std::{collections::BTreeMap, fs, os::unix::fs::MetadataExt, process::Command
 
 use common::{MIB, NODE, Place, Running, block, expect_code, mounted, names, publication, request};
 use keelson_proto::csi::v1::{
-    CapacityRange, GetCapacityRequest, GetCapacityResponse, ListVolumesRequest, NodeGetInfoRequest, ProbeRequest,
-    Topology, TopologyRequirement, ValidateVolumeCapabilitiesRequest,
+    CapacityRange, CreateVolumeRequest, GetCapacityRequest, GetCapacityResponse, ListVolumesRequest,
+    NodeGetInfoRequest, ProbeRequest, Topology, TopologyRequirement, ValidateVolumeCapabilitiesRequest,
 };
 use keelson_testkit::{skip_unless, wait_until_async};
 use serde_json::json;
@@ -686,4 +686,54 @@ async fn a_pool_gone_read_only_is_sick_and_says_so_everywhere() {
         place.expect_clean();
         driver.stop().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_exists_under_a_name_decides_whatever_is_asked_for() {
+    needs_a_kernel!();
+    let place = Place::new();
+    let mut section = place.section("directory");
+    let image = json!({"name": "image", "path": place.path("state/image"), "allowSharedFilesystem": true});
+    section["pools"].as_array_mut().unwrap().push(image);
+    let mut driver = Running::start(&place, &section).await;
+    let there = Topology { segments: BTreeMap::from([("topology.keelson.dev/node".to_owned(), "node-b".to_owned())]) };
+    for pool in ["pool", "image"] {
+        let wish = || {
+            let mut wish = request(&format!("pvc-{pool}"), 64 * MIB, mounted());
+            wish.parameters.insert("pool".to_owned(), pool.to_owned());
+            wish
+        };
+        let id = driver.create(wish()).await.unwrap().volume_id;
+        for (number, change) in [
+            |wish: &mut CreateVolumeRequest| drop(wish.parameters.insert("pool".to_owned(), "nowhere".to_owned())),
+            |wish: &mut CreateVolumeRequest| {
+                drop(wish.parameters.insert("provisioning".to_owned(), "thick".to_owned()))
+            },
+            |wish: &mut CreateVolumeRequest| wish.volume_capabilities = vec![block()],
+            |wish: &mut CreateVolumeRequest| {
+                wish.capacity_range = Some(CapacityRange { required_bytes: 0, limit_bytes: 1 });
+            },
+            |wish: &mut CreateVolumeRequest| {
+                wish.capacity_range = Some(CapacityRange { required_bytes: i64::MAX, limit_bytes: 0 });
+            },
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let mut wish = wish();
+            change(&mut wish);
+            let status = expect_code(driver.create(wish).await, Code::AlreadyExists);
+            assert!(status.message().contains("exists, but"), "{number}: {status}");
+        }
+        let mut elsewhere = wish();
+        let requisite = vec![there.clone()];
+        elsewhere.accessibility_requirements = Some(TopologyRequirement { requisite, preferred: vec![] });
+        expect_code(driver.create(elsewhere).await, Code::AlreadyExists);
+        // What isn't well-formed is told first.
+        let mut malformed = wish();
+        malformed.parameters.insert("pol".to_owned(), "x".to_owned());
+        expect_code(driver.create(malformed).await, Code::InvalidArgument);
+        driver.delete(&id).await.unwrap();
+    }
+    driver.stop().await;
 }

@@ -54,12 +54,27 @@ struct Wish {
     capabilities: Vec<Capability>,
     parameters: Parameters,
     range: SizeRange,
+    /// Whether accessibility_requirements leave room for this node.
+    on_this_node: bool,
 }
 
 pub(super) fn create(state: &State, request: &CreateVolumeRequest) -> Result<CreateVolumeResponse, CreateError> {
-    let wish = Wish::parse(request)?;
     let node = &state.settings.node_name;
-    if !admits(request.accessibility_requirements.as_ref(), node) {
+    let wish = Wish::parse(request, node)?;
+    let guard: Hold = Arc::new(state.in_flight.begin(format!("{:?}", wish.name), "CreateVolume")?);
+    // What exists under that name decides, also where nothing could be made as it is asked for now.
+    if let Some((_guard, pool, existing)) = find(state, &wish)? {
+        let difference = if wish.on_this_node {
+            wish.difference(pool, &existing)
+        } else {
+            Some(format!("on node {node}, which accessibility_requirements rule out"))
+        };
+        return match difference {
+            Some(difference) => Err(CreateError::Exists { name: wish.name, difference }),
+            None => Ok(CreateVolumeResponse { volume: Some(describe(&existing, node)) }),
+        };
+    }
+    if !wish.on_this_node {
         return Err(CreateError::Topology { node: node.clone() });
     }
     let pool = choose_pool(state, &wish)?;
@@ -76,31 +91,19 @@ pub(super) fn create(state: &State, request: &CreateVolumeRequest) -> Result<Cre
         return Err(Problem::new("parameters[provisioning]", "thick", "is not offered by this pool", remedy).into());
     }
     let bytes = wish.range.choose(content)?;
-
-    let guard: Hold = Arc::new(state.in_flight.begin(format!("{:?}", wish.name), "CreateVolume")?);
-    pool.check()?;
-    let record = match find(state, pool, &wish.name)? {
-        Some((_guard, its_pool, existing)) => {
-            if let Some(difference) = wish.difference(its_pool, &existing) {
-                return Err(CreateError::Exists { name: wish.name, difference });
-            }
-            existing
-        }
-        None => {
-            pool.check_writable()?;
-            build(state, pool, wish, content, bytes, &guard)?
-        }
-    };
+    pool.check_writable()?;
+    let record = build(state, pool, wish, content, bytes, &guard)?;
     Ok(CreateVolumeResponse { volume: Some(describe(&record, node)) })
 }
 
-/// The volume of that name, taken: nobody deletes it while the guard is held. The caller holds the name.
-fn find<'a>(
-    state: &'a State,
-    pool: &'a Pool,
-    name: &str,
-) -> Result<Option<(Guard, &'a Pool, VolumeRecord)>, CreateError> {
-    match state.pools.find_by_name(pool, name)? {
+/// The volume of the wanted name, taken: nobody deletes it while the guard is held. The caller holds the name.
+fn find<'a>(state: &'a State, wish: &Wish) -> Result<Option<(Guard, &'a Pool, VolumeRecord)>, CreateError> {
+    // A pool that nobody asks for needn't be available; the wanted one, if there is such, must be.
+    let wanted = choose_pool(state, wish).ok();
+    if let Some(pool) = wanted {
+        pool.check()?;
+    }
+    match state.pools.find_by_name(wanted, &wish.name)? {
         Some((its_pool, found)) => take(state, its_pool, &found),
         None => Ok(None),
     }
@@ -133,7 +136,7 @@ pub(super) fn describe(record: &VolumeRecord, node: &str) -> Volume {
 }
 
 impl Wish {
-    fn parse(request: &CreateVolumeRequest) -> Result<Self, CreateError> {
+    fn parse(request: &CreateVolumeRequest, node: &str) -> Result<Self, CreateError> {
         let name = required("name", &request.name)?.to_owned();
         names::check_volume_name(&name).map_err(|wrong| Problem::new("name", "", wrong, "use printable characters"))?;
         if request.volume_content_source.is_some() {
@@ -149,7 +152,8 @@ impl Wish {
         let capabilities = capabilities(&request.volume_capabilities, &parameters)
             .map_err(|(Rejected::Invalid(problem) | Rejected::Unsupported(problem))| problem)?;
         let range = SizeRange::parse(request.capacity_range.as_ref())?;
-        Ok(Self { name, capabilities, parameters, range })
+        let on_this_node = admits(request.accessibility_requirements.as_ref(), node);
+        Ok(Self { name, capabilities, parameters, range, on_this_node })
     }
 
     /// In what an existing volume of that name isn't what is asked for.

@@ -109,13 +109,15 @@ impl Pools {
         }
     }
 
-    /// The volume that was created under this name, in whichever available pool; `wanted` must be available.
+    /// The volume that was created under this name, in whichever available pool; `wanted`, if any, must be available.
     pub(crate) fn find_by_name<'a>(
         &'a self,
-        wanted: &'a Pool,
+        wanted: Option<&'a Pool>,
         name: &str,
     ) -> Result<Option<(&'a Pool, VolumeRecord)>, Unavailable> {
-        if let Some(record) = wanted.find_by_name(name)? {
+        if let Some(wanted) = wanted
+            && let Some(record) = wanted.find_by_name(name)?
+        {
             return Ok(Some((wanted, record)));
         }
         // A pool that is unavailable holds up nobody who doesn't ask for it.
