@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs, io,
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{FileTypeExt, MetadataExt},
     path::{Component, Path, PathBuf},
 };
 
@@ -152,6 +152,9 @@ impl StorageSection {
                 PathBuf::new()
             }
         };
+        if let Err((wrong, remedy)) = check_socket(&socket) {
+            problems.push(Problem::new("storage.endpoint", &self.endpoint, wrong, remedy));
+        }
         if self.pools.is_empty() {
             problems.push(Problem::new("storage.pools", "", "is empty", "name at least one pool"));
         }
@@ -183,6 +186,11 @@ impl StorageSection {
                     pools.push(settings);
                 }
             }
+        }
+        if let Some(pool) = paths.iter().find(|pool| socket.starts_with(pool)) {
+            let wrong = format!("lies in the pool at {}", pool.display());
+            let remedy = "pools hold nothing but volumes; use a folder of its own";
+            problems.push(Problem::new("storage.endpoint", &self.endpoint, wrong, remedy));
         }
         problems.into_result(StorageSettings {
             driver_name: self.driver_name.clone(),
@@ -301,6 +309,32 @@ fn socket_path(endpoint: &str) -> Result<PathBuf, String> {
         return Err("names no absolute path of a socket".to_owned());
     }
     Ok(path.to_owned())
+}
+
+/// Whether a socket can be made at `path`, as far as that can be seen; else what is wrong and what would be right.
+fn check_socket(path: &Path) -> Result<(), (String, &'static str)> {
+    let unreadable = |error: io::Error| (format!("can't be looked at ({error})"), "use another path");
+    for directory in path.ancestors().skip(1) {
+        match fs::metadata(directory) {
+            Ok(found) if found.is_dir() => break,
+            Ok(_) => {
+                let wrong = format!("lies below {}, which is not a directory", directory.display());
+                return Err((wrong, "name a socket in a directory, which is made if it is missing"));
+            }
+            // One further up says why: missing, or below something that is no directory.
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
+            Err(error) => return Err(unreadable(error)),
+        }
+    }
+    match fs::symlink_metadata(path) {
+        Ok(found) if !found.file_type().is_socket() => {
+            Err(("names something that is not a socket".to_owned(), "remove that, or use another path"))
+        }
+        Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Err(unreadable(error))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Whether one path is the other or lies inside it.

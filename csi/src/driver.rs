@@ -59,16 +59,17 @@ impl Driver {
     /// calls answer UNAVAILABLE until it is.
     pub async fn run(self, ready: watch::Sender<Result<(), String>>, shutdown: CancellationToken) -> Result<(), Error> {
         let Self { service } = self;
-        tokio::select! {
-            () = adopt(&service) => {}
-            () = shutdown.cancelled() => return Ok(()),
-        }
         let path = service.state().settings.socket.clone();
         let listen = |source| Error::Listen { path: path.clone(), source };
         if let Some(directory) = path.parent() {
             fs::create_dir_all(directory).map_err(listen)?;
         }
+        // Before any pool is touched: a driver that nobody can reach takes nothing into use.
         let (listener, _socket) = PrivateSocket::bind(&path).map_err(listen)?;
+        tokio::select! {
+            () = adopt(&service) => {}
+            () = shutdown.cancelled() => return Ok(()),
+        }
         let incoming = UnixListenerStream::new(UnixListener::from_std(listener).map_err(listen)?);
         let server = Server::builder()
             .layer(ObserveLayer::new(service.state().metrics.clone()))

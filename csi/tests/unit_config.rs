@@ -171,3 +171,36 @@ fn driver_name_endpoint_and_node_are_checked() {
     let problems = StorageSection::default().validate(&long).unwrap_err();
     assert!(problems.0.iter().any(|problem| problem.path == "nodeName"), "{problems}");
 }
+
+#[test]
+fn an_endpoint_where_no_socket_can_be_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let top = directory.path().canonicalize().unwrap();
+    fs::create_dir_all(top.join("pool")).unwrap();
+    fs::create_dir(top.join("directory")).unwrap();
+    fs::write(top.join("file"), b"x").unwrap();
+    symlink(top.join("elsewhere"), top.join("link")).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(top.join("socket")).unwrap();
+    let validate = |endpoint: &str| {
+        let pool = json!({"name": "p", "path": top.join("pool"), "allowSharedFilesystem": true});
+        let endpoint = format!("unix://{}/{endpoint}", top.display());
+        section(&json!({"endpoint": endpoint, "pools": [pool]})).validate(&node(&top.join("state")))
+    };
+    for (endpoint, wrong) in [
+        ("directory", "not a socket"),
+        ("file", "not a socket"),
+        ("link", "not a socket"),
+        ("file/csi.sock", "not a directory"),
+        ("file/deeper/csi.sock", "not a directory"),
+        ("pool/csi.sock", "lies in the pool"),
+    ] {
+        let problems = validate(endpoint).unwrap_err();
+        assert_eq!(problems.0.len(), 1, "{problems}");
+        assert_eq!(problems.0[0].path, "storage.endpoint", "{problems}");
+        assert!(problems.0[0].wrong.contains(wrong), "{problems}");
+    }
+    for endpoint in ["socket", "new.sock", "new/deeper/csi.sock"] {
+        validate(endpoint).unwrap();
+    }
+    assert_eq!(tree(&top.join("pool")), [""; 0]);
+}
