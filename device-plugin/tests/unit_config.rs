@@ -82,9 +82,15 @@ fn what_is_printed_reads_back() {
 #[test]
 fn an_unknown_key_is_named_with_the_nearest_right_one() {
     let problem = |value| parse_section::<DevicesSection>("devices", &value).unwrap_err().to_string();
-    assert_eq!(problem(json!({"cdidir": "/x"})), "devices.cdidir: unknown key; did you mean \"cdiDir\"?");
+    assert_eq!(
+        problem(json!({"cdidir": "/x"})),
+        "devices.cdidir: \"/x\" is the value of an unknown key; did you mean \"cdiDir\"?"
+    );
     let nested = problem(json!({"resources": [{"select": [{"pci": {"vendr": "10ee"}}]}]}));
-    assert_eq!(nested, "devices.resources[0].select[0].pci.vendr: unknown key; did you mean \"vendor\"?");
+    assert_eq!(
+        nested,
+        "devices.resources[0].select[0].pci.vendr: \"10ee\" is the value of an unknown key; did you mean \"vendor\"?"
+    );
 }
 
 #[test]

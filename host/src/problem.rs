@@ -124,9 +124,41 @@ pub fn parse_section<T: DeserializeOwned>(path: &str, value: &Value) -> Result<T
             let found = parent.and_then(|parent| parent.get(&unknown)).or(parent).map(shown).unwrap_or_default();
             return Problem::new(full, found, "is the value of an unknown key", remedy);
         }
+        if let Some(key) = message.strip_prefix("missing field `").and_then(|rest| rest.strip_suffix('`')) {
+            let full = if full.is_empty() { key.to_owned() } else { format!("{full}.{key}") };
+            return Problem::new(full, "", "is missing", "add it");
+        }
         let found = lookup(value, error.path()).map(shown).unwrap_or_default();
-        Problem::new(full, found, format!("is not valid here ({message})"), "")
+        match message.rsplit_once(", expected ") {
+            Some((_, expected)) => Problem::new(full, found, "is not valid here", format!("write {}", words(expected))),
+            None => Problem::new(full, found, format!("is not valid here ({message})"), ""),
+        }
     })
+}
+
+/// What serde expected, as a user says it: serde knows Rust's types, and no other way to ask for them than its message
+/// (`invalid type: integer `7`, expected a string`, ``unknown variant `x`, expected `a` or `b```).
+fn words(expected: &str) -> String {
+    match expected {
+        "a string" | "path string" => "text, in quotes if it looks like something else".to_owned(),
+        "a boolean" => "true or false".to_owned(),
+        "a sequence" => "a list: [...]".to_owned(),
+        "a map" => "keys and values: {...}".to_owned(),
+        "u8" => up_to(u8::MAX),
+        "u16" => up_to(u16::MAX),
+        "u32" => up_to(u32::MAX),
+        "u64" | "usize" => up_to(u64::MAX),
+        _ if expected.starts_with("struct ") => "keys and values: {...}".to_owned(),
+        _ if expected.contains('`') => {
+            let names: Vec<&str> = expected.split('`').skip(1).step_by(2).collect();
+            format!("one of: {}", names.join(", "))
+        }
+        other => other.to_owned(),
+    }
+}
+
+fn up_to(most: impl fmt::Display) -> String {
+    format!("a whole number from 0 to {most}")
 }
 
 /// A value as the user may recognise it: text without quotes, everything else as JSON, and not more than a line of it.
@@ -164,9 +196,27 @@ mod tests {
 
     #[derive(Debug, Deserialize)]
     #[serde(deny_unknown_fields)]
+    #[expect(dead_code, reason = "only parsed")]
     struct Pool {
-        #[expect(dead_code, reason = "only parsed")]
         name: String,
+        #[serde(default)]
+        kind: Kind,
+        #[serde(default)]
+        count: u16,
+        #[serde(default)]
+        shared: bool,
+        #[serde(default)]
+        path: std::path::PathBuf,
+        #[serde(default)]
+        cpus: crate::CpuSet,
+    }
+
+    #[derive(Debug, Default, Deserialize)]
+    #[serde(rename_all = "lowercase")]
+    enum Kind {
+        #[default]
+        Image,
+        Directory,
     }
 
     #[track_caller]
@@ -188,10 +238,28 @@ mod tests {
     }
 
     #[test]
-    fn a_value_of_the_wrong_type_is_named_with_its_path() {
+    fn a_wrong_value_is_named_with_its_path_and_what_would_be_right() {
+        let text = "text, in quotes if it looks like something else";
+        for (pool, expected) in [
+            (json!({"name": 7}), format!("name: \"7\" is not valid here; write {text}")),
+            (json!({"path": true}), format!("path: \"true\" is not valid here; write {text}")),
+            (json!({"kind": "x"}), "kind: \"x\" is not valid here; write one of: image, directory".to_owned()),
+            (json!({"count": "7"}), "count: \"7\" is not valid here; write a whole number from 0 to 65535".to_owned()),
+            (json!({"count": -1}), "count: \"-1\" is not valid here; write a whole number from 0 to 65535".to_owned()),
+            (json!({"shared": "yes"}), "shared: \"yes\" is not valid here; write true or false".to_owned()),
+        ] {
+            let mut whole = json!({"name": "a"});
+            whole.as_object_mut().unwrap().extend(pool.as_object().unwrap().clone());
+            check(&json!({"pools": [whole]}), &format!("storage.pools[0].{expected}"));
+        }
         check(
-            &json!({"pools": [{"name": 7}]}),
-            "storage.pools[0].name: \"7\" is not valid here (invalid type: integer `7`, expected a string)",
+            &json!({"pools": {"name": "a"}}),
+            "storage.pools: \"{\\\"name\\\":\\\"a\\\"}\" is not valid here; write a list: [...]",
         );
+        check(&json!({"pools": ["a"]}), "storage.pools[0]: \"a\" is not valid here; write keys and values: {...}");
+        check(&json!({"pools": [{}]}), "storage.pools[0].name: is missing; add it");
+        check(&json!("pools"), "storage: \"pools\" is not valid here; write keys and values: {...}");
+        let error = parse_section::<Section>("storage", &json!({"pools": [{"name": "a", "cpus": "x"}]})).unwrap_err();
+        assert!(error.to_string().starts_with("storage.pools[0].cpus: \"x\" is not valid here ("), "{error}");
     }
 }

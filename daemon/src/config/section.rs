@@ -21,6 +21,8 @@ pub(super) fn parse_whole<T: DeserializeOwned>(path: &str, value: &Value) -> Res
     loop {
         match parse_section(path, &rest) {
             Ok(section) => return problems.into_result(section),
+            // A key that has to be there was taken out above, and its problem told.
+            Err(problem) if problems.0.iter().any(|told| told.path == problem.path) => return Err(problems),
             Err(problem) => {
                 let removed = remove(&mut rest, problem.path.strip_prefix(path).unwrap_or(&problem.path));
                 problems.push(problem);
@@ -85,10 +87,8 @@ mod tests {
     #[test]
     fn every_wrong_key_is_told() {
         check(&json!({"nmae": "a", "pols": []}), &["storage.nmae", "storage.pols"]);
-        check(
-            &json!({"name": 1, "pools": [{"path": 2}]}),
-            &["storage.name", "storage.pools[0].path", "storage.pools[0]"],
-        );
+        check(&json!({"name": 1, "pools": [{"path": 2}]}), &["storage.name", "storage.pools[0].path"]);
+        check(&json!({"pools": [{}]}), &["storage.pools[0].path"]);
     }
 
     #[test]
