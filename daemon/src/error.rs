@@ -94,23 +94,6 @@ impl Failure {
     }
 }
 
-/// An error and everything that caused it, on one line.
-#[must_use]
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        // A transparent error repeats its source's text.
-        if !text.ends_with(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
-}
-
 /// Each problem on a line of its own, after the file's name.
 pub(crate) fn by_line(path: &Path, problems: &Problems) -> String {
     problems.0.iter().map(|problem| format!("{}: {problem}", path.display())).collect::<Vec<_>>().join("\n")
@@ -118,17 +101,4 @@ pub(crate) fn by_line(path: &Path, problems: &Problems) -> String {
 
 fn names(plugins: &[PluginKind]) -> String {
     plugins.iter().map(|plugin| plugin.name()).collect::<Vec<_>>().join(", ")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_chain_names_each_cause_once() {
-        let failure = Failure::System { action: "start", source: io::Error::other("no memory") };
-        assert_eq!(chain(&failure), "failed to start: no memory");
-        let transparent = Failure::from(ConfigError::Read { path: "/x".into(), source: io::Error::other("gone") });
-        assert_eq!(chain(&transparent), "failed to read /x: gone");
-    }
 }

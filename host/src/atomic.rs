@@ -1,9 +1,9 @@
 //! The one file writer that every store uses.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File, OpenOptions, Permissions},
     io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::Path,
     process,
     sync::atomic::{AtomicU64, Ordering},
@@ -21,12 +21,14 @@ pub enum Durability {
 /// Replaces the file at `path` so that a crash leaves the old content or the new, never a mixture.
 ///
 /// The content goes to a temporary file in the same directory, which is then renamed: containerd's and the
-/// kubelet's watchers only notice a rename within the directory. `mode` is the new file's permission bits. A
-/// temporary file that a killed process left is named `.NAME.PID.N.tmp`; stores sweep those at start.
+/// kubelet's watchers only notice a rename within the directory. `mode` is the new file's permission bits, whatever the
+/// process's umask. A temporary file that a killed process left is named `.NAME.PID.N.tmp`; stores sweep those at start.
 ///
 /// # Errors
 ///
-/// The I/O error of the step that failed; the old content is then still in place.
+/// The I/O error of the step that failed. The old content is then still in place, unless the last step failed, which
+/// syncs the directory for [`Durability::PowerLoss`]: the new content is in place then, and a power cut may bring the
+/// old one back. Writing again is right in either case.
 pub fn write_atomic(path: &Path, content: &[u8], mode: u32, durability: Durability) -> io::Result<()> {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
@@ -55,7 +57,8 @@ fn write_and_rename(
     mode: u32,
     durability: Durability,
 ) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(temporary)?;
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode & 0o600).open(temporary)?;
+    file.set_permissions(Permissions::from_mode(mode))?;
     file.write_all(content)?;
     if durability == Durability::PowerLoss {
         file.sync_all()?;
@@ -75,6 +78,17 @@ mod tests {
         write_atomic(&path, b"new", 0o600, Durability::PowerLoss).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn the_mode_is_the_one_asked_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("record");
+        // Every usual umask takes some bit away from each of the last two.
+        for mode in [0o600, 0o444, 0o666, 0o777] {
+            write_atomic(&path, b"", mode, Durability::Process).unwrap();
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, mode, "{mode:o}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Why the host could not be read.
 
-use std::{fs, io, path::Path, path::PathBuf};
+use std::{io, path::PathBuf};
 
 /// Why an attribute of the host could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -39,17 +39,36 @@ impl InspectError {
     }
 }
 
-/// Reads a file as text, without the final newline that sysfs attributes carry.
-///
-/// # Errors
-///
-/// [`InspectError::Read`] when it can't be read or isn't UTF-8.
-pub fn read_text(path: &Path) -> Result<String, InspectError> {
-    match fs::read_to_string(path) {
-        Ok(mut text) => {
-            text.truncate(text.trim_end().len());
-            Ok(text)
+/// An error and everything that caused it, on one line: `failed to read /x: No such file or directory`.
+#[must_use]
+pub fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        // A transparent error repeats its source's text.
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
         }
-        Err(source) => Err(InspectError::Read { path: path.to_owned(), source }),
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error(transparent)]
+    struct Transparent(#[from] InspectError);
+
+    #[test]
+    fn a_chain_names_each_cause_once() {
+        let read = InspectError::Read { path: "/x".into(), source: io::Error::other("gone") };
+        assert_eq!(error_chain(&read), "failed to read /x: gone");
+        assert_eq!(error_chain(&Transparent(read)), "failed to read /x: gone");
+        assert_eq!(error_chain(&io::Error::other("gone")), "gone");
     }
 }

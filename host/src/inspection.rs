@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::{
     BlockDevice, CgroupLayout, DeviceNode, HostRoot, InspectError, Link, Mount, PciFunction, Topology, block_devices,
-    device_nodes, links, mounts, pci_functions, report, serialize, tree::if_present,
+    device_nodes, error_chain, links, mounts, pci_functions, report, serialize, tree::if_present,
 };
 
 /// What `keelson inspect` shows: serialized for programs, displayed as a tree for people.
@@ -70,15 +70,10 @@ fn part<T>(part: &'static str, read: Result<T, InspectError>, unread: &mut Vec<U
     match read {
         Ok(value) => Some(value),
         Err(error) => {
-            unread.push(Unread { part, error: describe(&error) });
+            unread.push(Unread { part, error: error_chain(&error) });
             None
         }
     }
-}
-
-/// The error and its sources in one line.
-fn describe(error: &dyn std::error::Error) -> String {
-    std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 impl fmt::Display for Inspection {

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 /// The directory below which `/sys`, `/proc`, `/dev` and the host's other trees are found.
 ///
 /// Production uses [`HostRoot::system`], a container that sees the host under `/host` names that directory, and
-/// tests point it at a generated tree. Invariant: no module of the workspace names an absolute host path for
-/// reading; each is built here.
+/// tests point it at a generated tree. Invariant: what this crate tells of the machine is read below a root that the
+/// caller gave, and by no absolute path. What belongs to the process or to the running kernel and not to a picture of
+/// the host, such as the boot's id, its own mounts or a sysctl of its network namespace, has no root.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostRoot {
     root: PathBuf,

@@ -12,8 +12,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// `sun_path` holds 108 bytes, the last of them a NUL (unix(7)).
-const LONGEST_PATH: usize = 107;
+/// The most bytes of a Unix socket's path: `sun_path` holds 108, the last of them a NUL (unix(7)).
+pub const LONGEST_SOCKET_PATH: usize = 107;
 
 /// A listening Unix socket that only root may connect to, removed when dropped.
 ///
@@ -37,9 +37,11 @@ impl PrivateSocket {
     /// error of the failing call.
     pub fn bind(path: &Path) -> io::Result<(UnixListener, Self)> {
         let temporary = path.with_extension("tmp");
-        if path.as_os_str().len().max(temporary.as_os_str().len()) > LONGEST_PATH {
-            let message =
-                format!("socket path {} is longer than {LONGEST_PATH} bytes; choose a shorter one", path.display());
+        if path.as_os_str().len().max(temporary.as_os_str().len()) > LONGEST_SOCKET_PATH {
+            let message = format!(
+                "socket path {} is longer than {LONGEST_SOCKET_PATH} bytes; choose a shorter one",
+                path.display()
+            );
             return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
         }
         remove_socket(path, false)?;

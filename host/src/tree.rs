@@ -25,6 +25,24 @@ const MOST_ENTRIES: usize = 1 << 17;
 /// resolved, and that the caller may try again.
 const MOST_ATTEMPTS: u32 = 1000;
 
+/// Reads a file below `root` as text, without the final newline that the kernel's attributes carry.
+///
+/// # Errors
+///
+/// When it can't be read, is no regular file, is longer than 16 MiB or isn't UTF-8.
+pub fn read_text(root: &HostRoot, path: impl AsRef<Path>) -> Result<String, InspectError> {
+    Tree::open(root)?.text(path)
+}
+
+/// The id of the boot that runs now: a UUID that is another one after the next (random(4)).
+///
+/// # Errors
+///
+/// When the kernel doesn't tell.
+pub fn boot_id() -> Result<String, InspectError> {
+    read_text(&HostRoot::system(), "/proc/sys/kernel/random/boot_id")
+}
+
 /// A [`HostRoot`] opened for reading.
 ///
 /// Invariant: paths are resolved as if the root were `/` (`RESOLVE_IN_ROOT`), so neither an absolute symbolic link
@@ -222,5 +240,28 @@ pub(crate) fn unless_gone<T>(
         // A link's attributes stay for a while and say EINVAL (net/core/net-sysfs.c, `dev_isalive`).
         Err(error) if tree.exists(witness) && !is_one_of(&error, [Errno::INVAL]) => Err(error),
         _ => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_no_end_is_not_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = HostRoot::at(directory.path());
+        File::create(directory.path().join("long")).unwrap().set_len(LONGEST_FILE + 1).unwrap();
+        let error = read_text(&root, "/long").unwrap_err();
+        assert!(crate::error_chain(&error).ends_with("is longer than 16777216 bytes"), "{error:?}");
+        let pipe = directory.path().join("pipe");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, FileType::Fifo, Mode::RUSR, 0).unwrap();
+        let error = read_text(&root, "/pipe").unwrap_err();
+        assert!(crate::error_chain(&error).ends_with("is not a regular file"), "{error:?}");
+    }
+
+    #[test]
+    fn a_boot_has_an_id() {
+        assert_eq!(boot_id().unwrap().len(), 36);
     }
 }

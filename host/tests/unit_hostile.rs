@@ -238,11 +238,12 @@ fn what_cannot_be_read_does_not_hide_the_rest() {
 
 #[test]
 fn a_root_that_is_not_there_is_named() {
-    let inspection = Inspection::read(&HostRoot::at("/nonexistent"));
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("missing");
+    let inspection = Inspection::read(&HostRoot::at(&root));
     assert_eq!(inspection.unread.len(), 5);
-    assert!(
-        inspection.unread.iter().all(|unread| unread.error.starts_with("failed to read /nonexistent: No such file"))
-    );
+    let message = format!("failed to read {}: No such file", root.display());
+    assert!(inspection.unread.iter().all(|unread| unread.error.starts_with(&message)));
 }
 
 #[test]

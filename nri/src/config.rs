@@ -6,12 +6,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use keelson_host::{CpuSet, HostRoot, Node, Problem, Problems, Topology};
+use keelson_host::{CpuSet, HostRoot, LONGEST_SOCKET_PATH, Node, Problem, Problems, Topology};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-
-/// `sun_path` holds 108 bytes, the last of them a NUL (unix(7)).
-const LONGEST_SOCKET_PATH: usize = 107;
 
 /// The `pinning` section of a NodeConfig as the user writes it; every key has a default.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

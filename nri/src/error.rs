@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use keelson_host::InspectError;
+use keelson_host::{InspectError, error_chain};
 use keelson_proto::google::rpc::Status;
 
 /// Why the plugin could not start or go on.
@@ -65,13 +65,7 @@ impl Failure {
 
     /// The status that goes on the wire: the chain of causes, cut short where it quotes a peer that floods us.
     pub(crate) fn status(&self) -> Status {
-        let message = chain(self).chars().take(MOST_MESSAGE_CHARACTERS).collect();
+        let message = error_chain(self).chars().take(MOST_MESSAGE_CHARACTERS).collect();
         Status { code: self.code(), message, details: Vec::new() }
     }
-}
-
-/// An error's message followed by those of its causes.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |error| error.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, convert::Infallible, fmt, path::Path, sync::Arc, time::Duration};
 
-use keelson_host::{InspectError, Topology};
+use keelson_host::{InspectError, Topology, error_chain};
 use prometheus_client::registry::Registry;
 use tokio::{net::UnixStream, sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
@@ -10,7 +10,6 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     DeviceLocality, Error, PinningSettings,
     connection::{Registration, serve},
-    error::chain,
     metrics::Metrics,
     policy::Machine,
     service::Events,
@@ -101,7 +100,7 @@ impl Plugin {
                     metrics.connections.inc();
                     events.begin(machine);
                     let end = serve(socket, &registration, &mut events).await;
-                    chain(&end)
+                    error_chain(&end)
                 }
                 Err(reason) => reason,
             };
@@ -132,7 +131,7 @@ async fn connect(settings: &PinningSettings) -> Result<(UnixStream, Machine), St
     let machine = tokio::task::spawn_blocking(move || inspect(&for_reading))
         .await
         .map_err(|error| format!("failed to read this machine's CPU topology: {error}"))?
-        .map_err(|error| format!("failed to read this machine's CPU topology: {}", chain(&error)))?;
+        .map_err(|error| format!("failed to read this machine's CPU topology: {}", error_chain(&error)))?;
     Ok((socket, machine))
 }
 

@@ -11,8 +11,7 @@ mod version;
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-
-use crate::error::chain;
+use keelson_host::error_chain;
 
 /// Network, storage, devices and pinning for one Kubernetes node.
 #[derive(Debug, Parser)]
@@ -88,7 +87,7 @@ pub fn run(arguments: Arguments) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("keelson: {}", chain(&failure));
+            eprintln!("keelson: {}", error_chain(&failure));
             failure.exit_code()
         }
     }

@@ -3,12 +3,12 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::Args;
-use keelson_host::HostRoot;
+use keelson_host::{HostRoot, error_chain};
 
 use super::ConfigArguments;
 use crate::{
     config::{ConfigError, NodeConfig},
-    error::{Failure, chain},
+    error::Failure,
     observability::init_log,
     plugins::{self, PluginKind},
     supervisor::{self, Launch, Report, SupervisorLink},
@@ -48,7 +48,7 @@ pub(super) fn run(arguments: &RunArguments) -> ExitCode {
                         tracing::error!(plugin, config = %arguments.config.config.display(), "{problem}");
                     }
                 }
-                None => tracing::error!(plugin, "{}", chain(&failure)),
+                None => tracing::error!(plugin, "{}", error_chain(&failure)),
             }
             failure.exit_code()
         }
@@ -96,7 +96,7 @@ fn problems(failure: &Failure) -> Option<String> {
         Failure::Section { problems, .. } | Failure::Config(ConfigError::Invalid { problems, .. }) => {
             Some(problems.to_string())
         }
-        Failure::Config(error) => Some(chain(error)),
+        Failure::Config(error) => Some(error_chain(error)),
         _ => None,
     }
 }

@@ -217,7 +217,7 @@ fn the_schema_knows_every_key() {
 #[test]
 fn what_is_no_file_of_a_sane_size_is_refused() {
     let directory = tempfile::tempdir().unwrap();
-    let load = |path: &Path| crate::error::chain(&NodeConfig::load(path, HostRoot::system()).unwrap_err());
+    let load = |path: &Path| keelson_host::error_chain(&NodeConfig::load(path, HostRoot::system()).unwrap_err());
     let missing = directory.path().join("missing");
     assert_eq!(load(&missing), format!("failed to read {}: No such file or directory (os error 2)", missing.display()));
     assert!(load(directory.path()).ends_with("not a regular file"));

@@ -10,14 +10,13 @@ use std::{
 };
 
 use keelson_cni::{InstallError, Installed, NetworkSection, NetworkSettings, Uninstalled, install};
-use keelson_host::{Node, Problems};
+use keelson_host::{Node, Problems, error_chain};
 use prometheus_client::{metrics::counter::Counter, registry::Registry};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use tokio::{net::unix::pipe, time};
 use tokio_util::sync::CancellationToken;
 
 use super::{Plugin, PluginError, PluginKind, Ready};
-use crate::error::chain;
 
 /// The executable's name, beside our own and in the runtime's directory.
 const EXECUTABLE: &str = "keelson-cni";
@@ -66,7 +65,7 @@ impl Plugin for Network {
                 }
                 Ok(_) => publish(&ready, Ok(())),
                 Err(error) => {
-                    let reason = chain(&*error);
+                    let reason = error_chain(&*error);
                     tracing::error!(error = reason, "failed to install the CNI plugin");
                     publish(&ready, Err(reason));
                 }
@@ -162,7 +161,7 @@ fn watch(settings: &NetworkSettings) -> Option<pipe::Receiver> {
     match watch.map_err(io::Error::from).and_then(|watch| pipe::Receiver::from_file_unchecked(watch.into())) {
         Ok(watch) => Some(watch),
         Err(error) => {
-            tracing::debug!(error = chain(&error), "no watch on the CNI directories, looking every minute");
+            tracing::debug!(error = error_chain(&error), "no watch on the CNI directories, looking every minute");
             None
         }
     }
@@ -173,7 +172,7 @@ async fn changed(watch: Option<pipe::Receiver>) {
     match watch {
         Some(watch) => {
             if let Err(error) = watch.readable().await {
-                tracing::debug!(error = chain(&error), "the watch on the CNI directories ended");
+                tracing::debug!(error = error_chain(&error), "the watch on the CNI directories ended");
             }
         }
         None => std::future::pending().await,

@@ -41,7 +41,7 @@ impl DeviceLocality for HostLocality {
     fn numa_node(&self, kind: DeviceKind, major: u32, minor: u32) -> Option<u32> {
         device_numa_node(&self.0, kind, major, minor).unwrap_or_else(|error| {
             // The container starts all the same, only not next to its device.
-            tracing::warn!(error = crate::error::chain(&error), %kind, major, minor, "device's NUMA node is unknown");
+            tracing::warn!(error = keelson_host::error_chain(&error), %kind, major, minor, "device's NUMA node is unknown");
             None
         })
     }

@@ -8,12 +8,13 @@ mod signals;
 
 use std::{io, sync::Arc, time::Instant};
 
+use keelson_host::error_chain;
 use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::NodeConfig,
-    error::{EXIT_CONFIG, Failure, chain},
+    error::{EXIT_CONFIG, Failure},
     observability,
     plugins::PluginKind,
 };
@@ -83,7 +84,7 @@ impl Keeper {
             let started = Instant::now();
             let end = match Process::start(&self.launch, plugin) {
                 Ok(process) => self.attend(process).await,
-                Err(error) => End::Unexpected(chain(&error)),
+                Err(error) => End::Unexpected(error_chain(&error)),
             };
             self.board.set_up(plugin, false);
             match end {

@@ -7,16 +7,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use keelson_host::{HostRoot, Node, Problem, Problems};
+use keelson_host::{HostRoot, LONGEST_SOCKET_PATH, Node, Problem, Problems};
 
 use super::{DevicesSection, NodePattern, PciSection, ResourceName, ResourceSection, SelectorSection};
 use crate::{
     kernel::discover,
     policy::{Conflict, Device, Inventory, Listing, conflicts},
 };
-
-/// `sun_path` holds 108 bytes, the last of them a NUL (unix(7)).
-const LONGEST_SOCKET_PATH: usize = 107;
 
 /// The longest file name of a socket that the plugin makes: see `kubelet::socket`.
 const LONGEST_SOCKET_NAME: usize = "keelson-0123456789abcdef.sock".len();

@@ -76,7 +76,7 @@ pub(crate) fn simulated_directory(state_dir: &Path, name: &ResourceName) -> Path
 /// Each node appears whole, under its name, or not at all. A node that somebody removes while the plugin runs is not
 /// made again before the next start: that is how to try out what happens when a device goes away.
 pub(crate) fn ensure_simulated(state_dir: &Path, name: &ResourceName, count: u32) -> Result<(), SimulatedError> {
-    let misc = read_text(&HostRoot::system().join("/proc/misc"))?;
+    let misc = read_text(&HostRoot::system(), "/proc/misc")?;
     let minor = harmless_minor(&misc).ok_or(SimulatedError::NoneHarmless)?;
     let directory = simulated_directory(state_dir, name);
     DirBuilder::new()

@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use keelson_host::{DeviceKind, Durability, HostRoot, InspectError, read_text, write_atomic};
+use keelson_host::{DeviceKind, Durability, InspectError, boot_id, write_atomic};
 use serde::{Deserialize, Serialize};
 
 use super::StoreError;
@@ -29,7 +29,7 @@ pub(crate) struct KnownStore {
 
 impl KnownStore {
     pub(crate) fn new(state_dir: &Path) -> Result<Self, InspectError> {
-        let boot_id = read_text(&HostRoot::system().join("/proc/sys/kernel/random/boot_id"))?;
+        let boot_id = boot_id()?;
         Ok(Self { path: state_dir.join(FILE_NAME), boot_id, written: None })
     }
 

@@ -2,16 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use keelson_host::error_chain;
 use keelson_proto::nri::v1alpha1::{Container, ContainerState, PodSandbox, SynchronizeRequest, SynchronizeResponse};
 use prost::Message;
 
 use super::{Events, translate};
-use crate::{
-    Mode,
-    error::{Failure, chain},
-    policy::Assignment,
-    store::Record,
-};
+use crate::{Mode, error::Failure, policy::Assignment, store::Record};
 
 /// The most that a synchronization may bring, in bytes of all its messages: what runs on a node with 500 Pods is a tenth.
 const MOST_BYTES: usize = 256 << 20;
@@ -46,7 +42,7 @@ impl Events {
             match translate::container(pod, container) {
                 Ok(container) => running.push(container),
                 // One container that makes no sense must not cost the others their placement.
-                Err(failure) => tracing::warn!(error = %chain(&failure), "left a running container out"),
+                Err(failure) => tracing::warn!(error = %error_chain(&failure), "left a running container out"),
             }
         }
         let recorded = self.records.iter().map(|(id, record)| (id.clone(), record.recorded())).collect();
