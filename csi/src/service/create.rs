@@ -63,7 +63,7 @@ pub(super) fn create(state: &State, request: &CreateVolumeRequest) -> Result<Cre
     let wish = Wish::parse(request, node)?;
     let guard: Hold = Arc::new(state.in_flight.begin(format!("{:?}", wish.name), "CreateVolume")?);
     // What exists under that name decides, also where nothing could be made as it is asked for now.
-    if let Some((_guard, pool, existing)) = find(state, &wish)? {
+    if let Some((_guard, pool, existing)) = find(state, choose_pool(state, &wish).ok(), &wish.name)? {
         let difference = if wish.on_this_node {
             wish.difference(pool, &existing)
         } else {
@@ -97,13 +97,16 @@ pub(super) fn create(state: &State, request: &CreateVolumeRequest) -> Result<Cre
 }
 
 /// The volume of the wanted name, taken: nobody deletes it while the guard is held. The caller holds the name.
-fn find<'a>(state: &'a State, wish: &Wish) -> Result<Option<(Guard, &'a Pool, VolumeRecord)>, CreateError> {
+fn find<'a>(
+    state: &'a State,
+    wanted: Option<&'a Pool>,
+    name: &str,
+) -> Result<Option<(Guard, &'a Pool, VolumeRecord)>, CreateError> {
     // A pool that nobody asks for needn't be available; the wanted one, if there is such, must be.
-    let wanted = choose_pool(state, wish).ok();
     if let Some(pool) = wanted {
         pool.check()?;
     }
-    match state.pools.find_by_name(wanted, &wish.name)? {
+    match state.pools.find_by_name(wanted, name)? {
         Some((its_pool, found)) => take(state, its_pool, &found),
         None => Ok(None),
     }
@@ -316,7 +319,7 @@ mod tests {
         pool.build(&id).unwrap().commit(found.clone()).unwrap();
 
         let deleting = state.in_flight.begin(id.as_str(), "DeleteVolume").unwrap();
-        assert!(matches!(find(&state, pool, "pvc-1"), Err(CreateError::Pending(_))));
+        assert!(matches!(find(&state, Some(pool), "pvc-1"), Err(CreateError::Pending(_))));
         pool.remove(&id).unwrap();
         drop(deleting);
         assert!(take(&state, pool, &found).unwrap().is_none());
