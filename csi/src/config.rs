@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     kernel::{Helper, filesystem},
-    policy::names,
+    policy::{names, overlap},
     store::{self, Remembered},
 };
 
@@ -117,6 +117,8 @@ pub struct PoolSettings {
     pub name: String,
     /// The pool's directory: absolute, without `..`.
     pub path: PathBuf,
+    /// The same with the links above it followed, as it was at the start.
+    pub resolved: PathBuf,
     /// How volumes are kept in it; never [`PoolKind::Subvolume`].
     pub kind: PoolKind,
     /// Whether the directory may be created: only for a pool that never was.
@@ -174,7 +176,7 @@ impl StorageSection {
             match pool.validate(&at, node) {
                 Err(found) => problems.0.extend(found.0),
                 Ok(settings) => {
-                    if let Some(other) = paths.iter().find(|other| overlap(other, &settings.path)) {
+                    if let Some(other) = paths.iter().find(|other| overlap(other, &settings.resolved)) {
                         problems.push(Problem::new(
                             format!("{at}.path"),
                             settings.path.display(),
@@ -182,12 +184,12 @@ impl StorageSection {
                             "give each pool a directory of its own",
                         ));
                     }
-                    paths.push(settings.path.clone());
+                    paths.push(settings.resolved.clone());
                     pools.push(settings);
                 }
             }
         }
-        if let Some(pool) = paths.iter().find(|pool| socket.starts_with(pool)) {
+        if let Some(pool) = paths.iter().find(|pool| resolve(&socket).starts_with(pool)) {
             let wrong = format!("lies in the pool at {}", pool.display());
             let remedy = "pools hold nothing but volumes; use a folder of its own";
             problems.push(Problem::new("storage.endpoint", &self.endpoint, wrong, remedy));
@@ -290,6 +292,7 @@ impl PoolSection {
         }
         problems.into_result(PoolSettings {
             name: self.name.clone(),
+            resolved: resolve(&path),
             path,
             kind: self.kind,
             may_create: remembered.is_none() && !exists,
@@ -337,11 +340,6 @@ fn check_socket(path: &Path) -> Result<(), (String, &'static str)> {
     }
 }
 
-/// Whether one path is the other or lies inside it.
-fn overlap(one: &Path, other: &Path) -> bool {
-    one.starts_with(other) || other.starts_with(one)
-}
-
 /// Which directory of others lies on the filesystem that holds, or would hold, `path`.
 fn shared_with(path: &Path) -> io::Result<Option<&'static str>> {
     let own = existing_ancestor(path)?;
@@ -352,6 +350,15 @@ fn shared_with(path: &Path) -> io::Result<Option<&'static str>> {
         }
     }
     Ok(None)
+}
+
+/// `path` with links followed, as far as it exists.
+fn resolve(path: &Path) -> PathBuf {
+    let resolved = path.ancestors().find_map(|ancestor| {
+        let rest = path.strip_prefix(ancestor).ok()?;
+        Some(fs::canonicalize(ancestor).ok()?.join(rest).components().collect())
+    });
+    resolved.unwrap_or_else(|| path.to_owned())
 }
 
 fn existing_ancestor(path: &Path) -> io::Result<PathBuf> {

@@ -221,6 +221,11 @@ async fn a_second_publication_follows_the_specs_table() {
         driver.stage(&id, &staging, capability()).await.unwrap();
         expect_code(driver.stage(&id, &staging, mounted_with(&["noexec"], mode)).await, Code::AlreadyExists);
         expect_code(driver.publish(publication(&id, "", &one, capability())).await, Code::FailedPrecondition);
+        if mode != Mode::SingleNodeMultiWriter {
+            let exceeding = publication(&id, &staging, &one, mounted_with(&[], Mode::SingleNodeMultiWriter));
+            let status = expect_code(driver.publish(exceeding).await, Code::FailedPrecondition);
+            assert!(status.message().contains(mode.as_str_name()), "{status}");
+        }
         driver.publish(publication(&id, &staging, &one, capability())).await.unwrap();
         let mut otherwise = publication(&id, &staging, &one, capability());
         otherwise.readonly = true;
@@ -570,5 +575,34 @@ async fn a_device_that_somebody_holds_for_a_moment_is_waited_for() {
         assert_eq!(place.loops(), [0; 0]);
     }
     place.expect_clean();
+    driver.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_mounted_on_above_or_in_a_pool() {
+    needs_a_kernel!();
+    let place = Place::new();
+    fs::create_dir(place.path("real")).unwrap();
+    std::os::unix::fs::symlink(place.path("real"), place.path("alias")).unwrap();
+    fs::create_dir_all(place.path("real/pool")).unwrap();
+    let mut section = place.section("directory");
+    section["pools"][0]["path"] = serde_json::json!(place.path("alias/pool"));
+    let mut driver = Running::start(&place, &section).await;
+    let (staging, top) = (place.text("staging"), place.text(""));
+    let id = driver.create(request("pvc-1", 0, mounted())).await.unwrap().volume_id;
+    driver.stage(&id, &staging, mounted()).await.unwrap();
+    let before = place.mounts();
+    let inside = ["real/pool", "real/pool/volumes", "real/pool/building", "real/pool/new", "real", "alias/pool/new"];
+    for path in inside.map(|path| place.text(path)).into_iter().chain([top.trim_end_matches('/').to_owned()]) {
+        expect_code(driver.stage(&id, &path, mounted()).await, Code::InvalidArgument);
+        expect_code(driver.publish(publication(&id, &staging, &path, mounted())).await, Code::InvalidArgument);
+        let status = expect_code(driver.unpublish(&id, &path).await, Code::InvalidArgument);
+        assert!(status.message().starts_with(&format!("target_path: \"{path}\" ")), "{status}");
+        expect_code(driver.unstage(&id, &path).await, Code::InvalidArgument);
+    }
+    assert_eq!(place.mounts(), before);
+    assert!(place.path("real/pool/building").is_dir());
+    driver.unstage(&id, &staging).await.unwrap();
+    driver.delete(&id).await.unwrap();
     driver.stop().await;
 }

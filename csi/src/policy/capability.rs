@@ -23,6 +23,19 @@ pub(crate) enum AccessMode {
     MultiWriter,
 }
 
+impl AccessMode {
+    /// Its name in the CSI spec.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Writer => Mode::SingleNodeWriter,
+            Self::ReaderOnly => Mode::SingleNodeReaderOnly,
+            Self::SingleWriter => Mode::SingleNodeSingleWriter,
+            Self::MultiWriter => Mode::SingleNodeMultiWriter,
+        }
+        .as_str_name()
+    }
+}
+
 /// A device or a directory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -16,6 +16,6 @@ pub(crate) use mount_options::MountOptions;
 pub(crate) use names::VolumeId;
 pub(crate) use paging::{InvalidToken, page};
 pub(crate) use parameters::{Parameters, Provisioning, check_map};
-pub(crate) use paths::TargetPath;
-pub(crate) use publish::{Publication, Verdict, second_publish};
+pub(crate) use paths::{TargetPath, overlap};
+pub(crate) use publish::{Publication, Verdict, may_publish, second_publish};
 pub(crate) use topology::{TOPOLOGY_KEY, admits, includes, segments};

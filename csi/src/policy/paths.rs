@@ -31,6 +31,11 @@ impl TargetPath {
     }
 }
 
+/// Whether one path is the other or lies inside it.
+pub(crate) fn overlap(one: &Path, other: &Path) -> bool {
+    one.starts_with(other) || other.starts_with(one)
+}
+
 impl TryFrom<String> for TargetPath {
     type Error = String;
 

@@ -45,6 +45,12 @@ pub(crate) fn second_publish<'a>(existing: &'a [Publication], wanted: &Publicati
     }
 }
 
+/// Whether what was staged in one mode may be published in the other: in the same, read-only, or in any if it was
+/// staged for many writers.
+pub(crate) fn may_publish(staged: AccessMode, wanted: AccessMode) -> bool {
+    staged == wanted || staged == AccessMode::MultiWriter || wanted == AccessMode::ReaderOnly
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -82,6 +88,24 @@ mod tests {
             let elsewhere = publication("/b", mode, mount("", &[]), false);
             let expected = if mode == MultiWriter { Verdict::Proceed } else { Verdict::Elsewhere(&existing[0].target) };
             assert_eq!(second_publish(&existing, &elsewhere), expected, "{mode:?}");
+        }
+    }
+
+    #[test]
+    fn a_publication_exceeds_nothing_that_was_staged() {
+        use AccessMode::{MultiWriter, ReaderOnly, SingleWriter, Writer};
+        for mode in [Writer, ReaderOnly, SingleWriter, MultiWriter] {
+            assert!(may_publish(mode, mode) && may_publish(MultiWriter, mode) && may_publish(mode, ReaderOnly));
+        }
+        for (staged, wanted) in [
+            (Writer, MultiWriter),
+            (Writer, SingleWriter),
+            (SingleWriter, MultiWriter),
+            (SingleWriter, Writer),
+            (ReaderOnly, Writer),
+            (ReaderOnly, MultiWriter),
+        ] {
+            assert!(!may_publish(staged, wanted), "{staged:?} {wanted:?}");
         }
     }
 

@@ -11,7 +11,7 @@ use super::{
     volume::Volume,
 };
 use crate::{
-    policy::{Publication, Rejected, TargetPath, Verdict, check_map, second_publish},
+    policy::{Publication, Rejected, TargetPath, Verdict, check_map, may_publish, second_publish},
     store::Staged,
 };
 
@@ -56,13 +56,13 @@ pub(super) fn publish(
     request: &NodePublishVolumeRequest,
 ) -> Result<NodePublishVolumeResponse, PublishError> {
     let id = required("volume_id", &request.volume_id)?;
-    let target = path("target_path", &request.target_path)?;
+    let target = path(state, "target_path", &request.target_path)?;
     let capability = capability(request.volume_capability.as_ref())?;
     check_map("secrets", &request.secrets)?;
     if request.staging_target_path.is_empty() {
         return Err(PublishError::NoStagingPath);
     }
-    let staging = path("staging_target_path", &request.staging_target_path)?;
+    let staging = path(state, "staging_target_path", &request.staging_target_path)?;
     if staging == target {
         return Err(Problem::new("target_path", target, "is the staging path", "use a path of its own").into());
     }
@@ -90,8 +90,9 @@ pub(super) fn publish(
         Some(staged) if staged.path == staging => staged,
         _ => return Err(PublishError::NotStaged { id: id.to_owned(), path: staging }),
     };
-    if staged.capability.is_read_only() && !capability.is_read_only() {
-        return Err(unfit("it was staged as SINGLE_NODE_READER_ONLY".to_owned()));
+    let (staged_mode, mode) = (staged.capability.mode, capability.mode);
+    if !may_publish(staged_mode, mode) {
+        return Err(unfit(format!("it was staged as {}, not {}", staged_mode.as_str(), mode.as_str())));
     }
     if !volume.is_staged_at(&presence, &staging)? {
         volume.expect_uncovered(&staging, &presence)?;
@@ -119,7 +120,7 @@ pub(super) fn unpublish(
     request: &NodeUnpublishVolumeRequest,
 ) -> Result<NodeUnpublishVolumeResponse, PublishError> {
     let id = required("volume_id", &request.volume_id)?;
-    let target = path("target_path", &request.target_path)?;
+    let target = path(state, "target_path", &request.target_path)?;
     let volume = Volume::take(state, id, "NodeUnpublishVolume")?;
     let presence = volume.presence()?;
     let mut attachment = volume.attachment(&presence)?;

@@ -55,7 +55,7 @@ impl From<Rejected> for StageError {
 
 pub(super) fn stage(state: &State, request: &NodeStageVolumeRequest) -> Result<NodeStageVolumeResponse, StageError> {
     let id = required("volume_id", &request.volume_id)?;
-    let staging = path("staging_target_path", &request.staging_target_path)?;
+    let staging = path(state, "staging_target_path", &request.staging_target_path)?;
     let capability = capability(request.volume_capability.as_ref())?;
     check_map("secrets", &request.secrets)?;
     let volume = Volume::take(state, id, "NodeStageVolume")?;
@@ -97,7 +97,7 @@ pub(super) fn unstage(
     request: &NodeUnstageVolumeRequest,
 ) -> Result<NodeUnstageVolumeResponse, StageError> {
     let id = required("volume_id", &request.volume_id)?;
-    let staging = path("staging_target_path", &request.staging_target_path)?;
+    let staging = path(state, "staging_target_path", &request.staging_target_path)?;
     let volume = Volume::take(state, id, "NodeUnstageVolume")?;
     let presence = volume.presence()?;
     let mut attachment = volume.attachment(&presence)?;

@@ -178,7 +178,7 @@ impl Pool {
     }
 
     fn recognise_as(&self, remembered: Option<Remembered>) -> Result<(), IdentityError> {
-        let PoolSettings { name, path, kind, may_create } = &self.settings;
+        let PoolSettings { name, path, kind, may_create, .. } = &self.settings;
         match fs::symlink_metadata(path) {
             Ok(found) if found.is_dir() => {}
             Ok(_) => return Err(IdentityError::NotADirectory),
@@ -513,7 +513,8 @@ mod tests {
     /// A pool of directories in a directory of its own.
     fn pool(directory: &Path) -> Pool {
         let path = directory.join("pool");
-        let settings = PoolSettings { name: "pool".to_owned(), path, kind: PoolKind::Directory, may_create: true };
+        let (name, resolved) = ("pool".to_owned(), path.clone());
+        let settings = PoolSettings { name, path, resolved, kind: PoolKind::Directory, may_create: true };
         Pool::new(settings, &directory.join("state"))
     }
 
