@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use netlink_packet_route::link::{
-    InfoBridgePort, InfoKind, InfoPortData, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, State,
+    AfSpecInet6, AfSpecUnspec, InfoBridgePort, InfoKind, InfoPortData, LinkAttribute, LinkExtentMask, LinkFlags,
+    LinkInfo, LinkMessage, State,
 };
 use nix::errno::Errno;
 
@@ -26,6 +27,8 @@ pub(crate) struct Link {
     pub(crate) kind: Option<InfoKind>,
     /// Whether a bridge port sends frames back to where they came from.
     pub(crate) hairpin: bool,
+    /// Its namespace's switch `disable_ipv6`.
+    pub(crate) ipv6_disabled: bool,
 }
 
 impl Link {
@@ -40,6 +43,7 @@ impl Link {
                 LinkAttribute::OperState(state) => link.running = state == State::Up,
                 LinkAttribute::Controller(master) => link.master = Some(master),
                 LinkAttribute::IfAlias(alias) => link.alias = alias,
+                LinkAttribute::AfSpecUnspec(families) => link.ipv6_disabled = families.iter().any(disables_ipv6),
                 LinkAttribute::LinkInfo(infos) => infos.into_iter().for_each(|info| link.add(info)),
                 _ => {}
             }
@@ -56,6 +60,11 @@ impl Link {
             _ => {}
         }
     }
+}
+
+fn disables_ipv6(family: &AfSpecUnspec) -> bool {
+    let AfSpecUnspec::Inet6(attributes) = family else { return false };
+    attributes.iter().any(|attribute| matches!(attribute, AfSpecInet6::DevConf(conf) if conf.disable_ipv6 != 0))
 }
 
 /// The link called `name`, if there is one.

@@ -206,13 +206,13 @@ impl Addition<'_> {
     /// Brings the container's end up, with addresses and routes, in one batch.
     fn configure_container_end(&mut self, record: &Record) -> Result<Link, Failure> {
         let ifname = &record.key.ifname;
-        if record.addresses.iter().any(|lease| lease.address.addr().is_ipv6()) {
-            // A namespace whose sysctls disable IPv6 hands that on to new interfaces; this one is asked to have it.
-            let switch = format!("ipv6/conf/{ifname}/disable_ipv6");
-            self.namespace.within(|| sysctl::ensure_if_present(&switch, "0"))??;
-        }
         let link = link::find(&mut self.inside, ifname)?
             .ok_or_else(|| KernelError::new(format!("find {ifname} in the container"), Errno::ENODEV))?;
+        if link.ipv6_disabled && record.addresses.iter().any(|lease| lease.address.addr().is_ipv6()) {
+            // A namespace whose sysctls disable IPv6 hands that on to new interfaces; this one is asked to have it.
+            let switch = format!("ipv6/conf/{ifname}/disable_ipv6");
+            self.namespace.within(|| sysctl::ensure(&switch, "0"))??;
+        }
         let mut steps = vec![Step {
             doing: format!("bring up {ifname} in the container"),
             message: veth::up(link.index),
