@@ -18,7 +18,8 @@ use keelson_device_plugin::{
 };
 use keelson_host::{HostRoot, Node, fixture::Spec};
 use keelson_proto::deviceplugin::v1beta1::{
-    ContainerAllocateRequest, ContainerAllocateResponse, PreStartContainerRequest, PreferredAllocationRequest,
+    AllocateRequest, ContainerAllocateRequest, ContainerAllocateResponse, Empty, PreStartContainerRequest,
+    PreferredAllocationRequest, device_plugin_client::DevicePluginClient,
 };
 use keelson_testkit::{is_root, skip_unless, wait_until_async};
 use prometheus_client::{encoding::text::encode, registry::Registry};
@@ -26,7 +27,7 @@ use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
 use tempfile::TempDir;
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
-use tonic::Code;
+use tonic::{Code, transport::Channel};
 
 const FPGA: &str = "example.com/fpga";
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -278,8 +279,111 @@ async fn a_lost_socket_or_stream_or_a_new_kubelet_socket_means_registering_again
     .await;
     devices(&kubelet, FPGA, &["simulated-0"], &[]).await;
     kubelet.admit(FPGA, 1).await.unwrap();
+    only_socket(&machine, &kubelet.resource(FPGA).sockets[3]).await;
     no_violations(&kubelet);
     plugin.stop().await;
+}
+
+/// Pods that ask for the devices are rejected while there is no registration, so that neither the time without a
+/// kubelet nor the registrations before may put off the next one: each is made at the first attempt.
+#[tokio::test]
+async fn a_kubelet_that_comes_late_and_closes_its_streams_gets_the_devices_again() {
+    skip_unless!(is_root(), "making device nodes needs root");
+    let machine = Machine::new();
+    let mut plugin = Running::start(machine.settings(vec![simulated(1)]));
+    plugin.unready("waiting for the kubelet").await;
+    let mut kubelet = machine.kubelet(Era::ByName);
+    kubelet.start();
+    for round in 1..=4 {
+        wait_until_async("a registration", PATIENCE, async || {
+            (kubelet.resource(FPGA).sockets.len() == round).then_some(())
+        })
+        .await;
+        devices(&kubelet, FPGA, &["simulated-0"], &[]).await;
+        plugin.ready().await;
+        kubelet.drop_streams().await;
+        plugin.unready("the kubelet closed its stream").await;
+    }
+    let metrics = plugin.metrics();
+    assert!(!metrics.contains("result=\"error\""), "{metrics}");
+    no_violations(&kubelet);
+    plugin.stop().await;
+}
+
+/// The kubelet may call the endpoint that it was told at any time, whatever became of its stream.
+#[tokio::test]
+async fn an_endpoint_answers_until_another_is_registered() {
+    skip_unless!(is_root(), "making device nodes needs root");
+    for era in [Era::ByName, Era::BySocket] {
+        let machine = Machine::new();
+        let mut kubelet = machine.kubelet(era);
+        kubelet.start();
+        let mut plugin = Running::start(machine.settings(vec![simulated(1)]));
+        plugin.ready().await;
+        devices(&kubelet, FPGA, &["simulated-0"], &[]).await;
+        let old = kubelet.resource(FPGA).sockets[0].clone();
+
+        kubelet.refuse(Some("not now"));
+        kubelet.drop_streams().await;
+        // The new endpoint was refused by then, so that the old one is still the one to call.
+        plugin.unready("not now").await;
+        let mut client = kubelet.dial(&old).await;
+        assert_allocates(&mut client).await;
+        let mut stream = client.list_and_watch(Empty {}).await.unwrap().into_inner();
+        assert_eq!(stream.message().await.unwrap(), None, "what ends later would take the new registration's devices");
+
+        kubelet.refuse(None);
+        devices(&kubelet, FPGA, &["simulated-0"], &[]).await;
+        plugin.ready().await;
+        let new = kubelet.resource(FPGA).sockets.last().cloned().unwrap();
+        assert_ne!(new, old);
+        only_socket(&machine, &new).await;
+
+        // Nor does the kubelet's absence matter; its end removes nothing.
+        kubelet.kill().await;
+        fs::remove_file(machine.path("kubelet/kubelet.sock")).unwrap();
+        plugin.unready("waiting for the kubelet").await;
+        assert_allocates(&mut kubelet.dial(&new).await).await;
+        no_violations(&kubelet);
+        plugin.stop().await;
+        assert_eq!(machine.sockets(), Vec::<PathBuf>::new());
+    }
+}
+
+/// That no stream came is told, but an endpoint that the kubelet knows is not taken from it for that.
+#[tokio::test]
+async fn an_endpoint_without_a_stream_answers_and_is_replaced_when_its_socket_is_lost() {
+    skip_unless!(is_root(), "making device nodes needs root");
+    let machine = Machine::new();
+    let mut kubelet = machine.kubelet(Era::BySocket);
+    kubelet.open_no_streams();
+    kubelet.start();
+    let mut plugin = Running::start(machine.settings(vec![simulated(1)]));
+    plugin.unready("the kubelet opened no stream").await;
+    let sockets = kubelet.resource(FPGA).sockets;
+    assert_eq!(sockets.len(), 1);
+    assert_allocates(&mut kubelet.dial(&sockets[0]).await).await;
+
+    fs::remove_file(machine.path("kubelet").join(&sockets[0])).unwrap();
+    let new =
+        wait_until_async("a second registration", PATIENCE, async || kubelet.resource(FPGA).sockets.get(1).cloned())
+            .await;
+    assert_allocates(&mut kubelet.dial(&new).await).await;
+    plugin.stop().await;
+    assert_eq!(machine.sockets(), Vec::<PathBuf>::new());
+}
+
+async fn assert_allocates(client: &mut DevicePluginClient<Channel>) {
+    let container = ContainerAllocateRequest { devices_ids: vec!["simulated-0".to_owned()] };
+    let request = AllocateRequest { container_requests: vec![container] };
+    let given = client.allocate(request).await.unwrap().into_inner();
+    assert_eq!(given.container_responses[0].cdi_devices[0].name, "example.com/fpga=simulated-0");
+}
+
+async fn only_socket(machine: &Machine, name: &str) {
+    let expected = [machine.path("kubelet").join(name)];
+    wait_until_async("no socket of another name", PATIENCE, async || (machine.sockets() == expected).then_some(()))
+        .await;
 }
 
 #[tokio::test]

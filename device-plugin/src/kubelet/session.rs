@@ -1,23 +1,19 @@
-//! One registration: a socket of its own, served from before the kubelet hears of it until one of the two is gone.
+//! One registration: an endpoint of its own, served from before the kubelet hears of it until another is registered.
 
 use std::{io, path::Path, path::PathBuf, time::Duration};
 
-use keelson_host::PrivateSocket;
-use keelson_proto::deviceplugin::v1beta1::{
-    RegisterRequest, device_plugin_server::DevicePluginServer, registration_client::RegistrationClient,
-};
-use tokio::{net::UnixListener, sync::watch, time};
-use tokio_stream::wrappers::UnixListenerStream;
-use tokio_util::sync::CancellationToken;
-use tonic::{
-    Status,
-    transport::{Endpoint, Server},
-};
+use keelson_proto::deviceplugin::v1beta1::{RegisterRequest, registration_client::RegistrationClient};
+use tokio::{sync::watch, time};
+use tonic::{Status, transport};
 
-use super::socket::{SocketIdentity, fresh_path, kubelet_path, kubelet_socket};
+use super::{
+    endpoint::Endpoint,
+    socket::{SocketIdentity, fresh_path, kubelet_path, kubelet_socket},
+};
 use crate::{
+    conditions::Conditions,
     metrics::ResultLabels,
-    service::{Offer, Service, Streams, plugin_options},
+    service::{Offer, Streams, plugin_options},
 };
 
 /// The version of the API (deviceplugin/v1beta1/constants.go).
@@ -26,25 +22,20 @@ const API_VERSION: &str = "v1beta1";
 /// Within `Register` the kubelet dials back, for which it takes up to 10 s.
 const REGISTER_PATIENCE: Duration = Duration::from_secs(15);
 
-/// The kubelet calls `ListAndWatch` right after it answered `Register`, once.
+/// The kubelet calls `ListAndWatch` right after it answered `Register`, once; after this it is said not to.
 const STREAM_PATIENCE: Duration = Duration::from_secs(10);
-
-/// How long open calls may take to end when the registration does.
-const STOP_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Why a registration ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Ended {
-    #[error("the plugin stops")]
-    Stopped,
     #[error("the kubelet closed its stream")]
     StreamClosed,
-    #[error("the kubelet registered the resource but opened no stream")]
-    NoStream,
     #[error("the kubelet's socket is a new one")]
     KubeletRestarted,
     #[error("the plugin's own socket was removed")]
     SocketRemoved,
+    #[error("the plugin's own server ended")]
+    NotServed,
 }
 
 /// Why there was no registration.
@@ -57,65 +48,43 @@ pub(super) enum SessionError {
     #[error("failed to listen on {}", path.display())]
     Listen { path: PathBuf, source: io::Error },
     #[error("failed to connect to the kubelet at {}", path.display())]
-    Connect { path: PathBuf, source: tonic::transport::Error },
+    Connect { path: PathBuf, source: transport::Error },
     #[error("the kubelet refused the registration: {:?}: {}", .0.code(), .0.message())]
     Refused(Box<Status>),
     #[error("the kubelet did not answer the registration within {} s", REGISTER_PATIENCE.as_secs())]
     NoAnswer,
-    #[error("the server on {} ended", path.display())]
-    Serve { path: PathBuf, source: tonic::transport::Error },
 }
 
-/// Serves `offer` on a fresh socket and registers it. `registered` is called once the kubelet watches the list.
+impl SessionError {
+    /// Whether there is no kubelet to register with; one that was killed leaves its socket.
+    pub(super) fn is_absence(&self) -> bool {
+        matches!(self, Self::Absent(_) | Self::Connect { .. })
+    }
+}
+
+/// Serves `offer` on a fresh socket, registers it, and returns when that has to be done again.
 ///
-/// The socket is gone when this returns. One registration ends before the next begins, though the resource is away for
-/// a moment then: kubelets before kubernetes/kubernetes#135437 know a resource by its name only, so that the end of the
-/// old stream would take the devices of the new one with it.
+/// What `told` was is served until the registration is made, and the new endpoint is in its place then: the kubelet may
+/// call the one that it knows at any time. Only the streams end before this returns. The resource is away for a moment
+/// then, but kubelets before kubernetes/kubernetes#135437 know a resource by its name only, so that the end of the old
+/// stream would take the devices of the new one with it.
 pub(super) async fn session(
     offer: &Offer,
     directory: &Path,
+    told: &mut Option<Endpoint>,
     changes: watch::Receiver<u64>,
-    shutdown: &CancellationToken,
-    registered: impl FnOnce(),
+    conditions: &Conditions,
 ) -> Result<Ended, SessionError> {
     let kubelet = kubelet_path(directory);
     let found = kubelet_socket(directory).map_err(|source| SessionError::Look { path: kubelet.clone(), source })?;
     let Some(identity) = found else { return Err(SessionError::Absent(kubelet)) };
     let path = fresh_path(directory);
-    let failed = |source| SessionError::Listen { path: path.clone(), source };
-    let (listener, socket) = PrivateSocket::bind(&path).map_err(failed)?;
-    let listener = UnixListener::from_std(listener).map_err(failed)?;
-
-    let stop = shutdown.child_token();
-    let (streams, open_streams) = watch::channel(Streams::default());
-    let service = Service { offer: offer.clone(), streams, stop: stop.clone() };
-    let server = Server::builder()
-        .add_service(DevicePluginServer::new(service))
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop.cancelled());
-    let mut server = std::pin::pin!(server);
-
-    let life = async {
-        register(offer, &kubelet, &path).await?;
-        Ok(watch_over(&socket, directory, identity, open_streams, changes, registered).await)
-    };
-    let outcome = tokio::select! {
-        outcome = life => outcome,
-        () = shutdown.cancelled() => Ok(Ended::Stopped),
-        served = &mut server => {
-            return match served {
-                Ok(()) => Ok(Ended::Stopped),
-                Err(source) => Err(SessionError::Serve { path, source }),
-            };
-        }
-    };
-    stop.cancel();
-    // The streams end by themselves now; a kubelet that doesn't close its connection is not waited for.
-    match time::timeout(STOP_PATIENCE, server).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::debug!(resource = %offer.name, %error, "the server ended with an error"),
-        Err(_) => tracing::debug!(resource = %offer.name, "the kubelet keeps its connection; leaving it"),
-    }
-    outcome
+    let endpoint = Endpoint::open(offer, &path).map_err(|source| SessionError::Listen { path, source })?;
+    register(offer, &kubelet, endpoint.path()).await?;
+    let endpoint = told.insert(endpoint);
+    let ended = watch_over(offer, endpoint, directory, identity, changes, conditions).await;
+    endpoint.end_streams().await;
+    Ok(ended)
 }
 
 async fn register(offer: &Offer, kubelet: &Path, socket: &Path) -> Result<(), SessionError> {
@@ -128,7 +97,7 @@ async fn register(offer: &Offer, kubelet: &Path, socket: &Path) -> Result<(), Se
     };
     let call = async {
         let failed = |source| SessionError::Connect { path: kubelet.to_owned(), source };
-        let endpoint = Endpoint::from_shared(format!("unix://{}", kubelet.display())).map_err(failed)?;
+        let endpoint = transport::Endpoint::from_shared(format!("unix://{}", kubelet.display())).map_err(failed)?;
         let channel = endpoint.connect().await.map_err(failed)?;
         RegistrationClient::new(channel)
             .register(request)
@@ -143,28 +112,34 @@ async fn register(offer: &Offer, kubelet: &Path, socket: &Path) -> Result<(), Se
 
 /// Returns when the registration is worth nothing any more. Any of three signs is enough: the kubelet's stream ends,
 /// its socket is another one, or ours is gone, which a starting kubelet removes.
+///
+/// The resource is ready while the kubelet watches its list.
 async fn watch_over(
-    socket: &PrivateSocket,
+    offer: &Offer,
+    endpoint: &Endpoint,
     directory: &Path,
     kubelet: SocketIdentity,
-    mut streams: watch::Receiver<Streams>,
     mut changes: watch::Receiver<u64>,
-    registered: impl FnOnce(),
+    conditions: &Conditions,
 ) -> Ended {
-    let mut registered = Some(registered);
-    let deadline = time::sleep(STREAM_PATIENCE);
-    let mut deadline = std::pin::pin!(deadline);
+    let subject = offer.name.to_string();
+    let mut streams = endpoint.streams();
+    let mut ready = false;
+    let patience = time::sleep(STREAM_PATIENCE);
+    let mut patience = std::pin::pin!(patience);
     loop {
         let Streams { opened, open } = *streams.borrow_and_update();
         if opened > 0 {
             if open == 0 {
                 return Ended::StreamClosed;
             }
-            if let Some(registered) = registered.take() {
-                registered();
+            if !ready {
+                tracing::info!(resource = %subject, "registered with the kubelet");
+                conditions.clear(&subject);
+                ready = true;
             }
         }
-        if !socket.is_in_place() {
+        if !endpoint.is_in_place() {
             return Ended::SocketRemoved;
         }
         // While the kubelet is away its socket may be too; what can't be looked at is no sign either.
@@ -172,10 +147,13 @@ async fn watch_over(
             return Ended::KubeletRestarted;
         }
         tokio::select! {
-            // Neither sender is gone before this: the service holds one, the plugin's watch the other.
-            _ = streams.changed() => {}
+            changed = streams.changed() => if changed.is_err() { return Ended::NotServed },
+            // The plugin's watch outlives this.
             _ = changes.changed() => {}
-            () = &mut deadline, if opened == 0 => return Ended::NoStream,
+            // No sign that it will not: it was told the endpoint, and may yet call it.
+            () = &mut patience, if opened == 0 && !patience.is_elapsed() => {
+                conditions.set(subject.as_str(), "registered, but the kubelet opened no stream");
+            }
         }
     }
 }

@@ -62,6 +62,8 @@ struct State {
     violations: Vec<String>,
     /// Registrations are refused with this.
     refusal: Option<String>,
+    /// No stream is opened after a registration.
+    deaf: bool,
     streams: Vec<JoinHandle<()>>,
 }
 
@@ -160,6 +162,11 @@ impl FakeKubelet {
         self.manager.state().refusal = refusal.map(str::to_owned);
     }
 
+    /// Registers but asks for no list: what a kubelet comes to whose call fails.
+    pub(crate) fn open_no_streams(&mut self) {
+        self.manager.state().deaf = true;
+    }
+
     /// What is known of a resource.
     pub(crate) fn resource(&self, name: &str) -> Resource {
         self.manager.state().resources.get(name).cloned().unwrap_or_default()
@@ -215,6 +222,11 @@ impl FakeKubelet {
         Ok(response.into_inner().container_responses)
     }
 
+    /// A client of any registration, connected anew, as for a kubelet whose connection broke.
+    pub(crate) async fn dial(&self, socket: &str) -> DevicePluginClient<Channel> {
+        self.manager.dial(socket).await.unwrap()
+    }
+
     /// A client of the newest registration.
     pub(crate) fn client(&self, name: &str) -> DevicePluginClient<Channel> {
         self.manager.state().resources[name].connected.last().unwrap().1.clone()
@@ -248,8 +260,7 @@ impl Manager {
         if !is_extended(&resource_name) {
             return Err(Status::unknown(format!("the ResourceName {resource_name:?} is invalid")));
         }
-        let socket = self.directory.join(&endpoint);
-        if endpoint.contains('/') || socket.as_os_str().len() > 107 {
+        if endpoint.contains('/') || self.directory.join(&endpoint).as_os_str().len() > 107 {
             return Err(Status::unknown(format!("{endpoint:?} is no file name of a socket")));
         }
         if let Some(resource) = self.state().resources.get(&resource_name) {
@@ -258,17 +269,13 @@ impl Manager {
                 return Ok(());
             }
         }
-        let dial = Endpoint::from_shared(format!("unix://{}", socket.display())).unwrap();
-        let channel = timeout(DIAL, dial.connect())
-            .await
-            .map_err(|_| Status::unknown("dial timed out"))?
-            .map_err(|error| Status::unknown(format!("failed to dial device plugin: {error}")))?;
-        let mut client = DevicePluginClient::new(channel);
+        let mut client = self.dial(&endpoint).await?;
         let options = client.get_device_plugin_options(Empty {}).await?.into_inner();
         if options.pre_start_required || options.get_preferred_allocation_available {
             self.violation(format!("{resource_name} offers calls that this test doesn't know: {options:?}"));
         }
         let mut state = self.state();
+        let deaf = state.deaf;
         let resource = state.resources.entry(resource_name.clone()).or_default();
         if resource.sockets.contains(&endpoint) {
             state.violations.push(format!("{resource_name} registered {endpoint} twice"));
@@ -276,11 +283,24 @@ impl Manager {
         let resource = state.resources.entry(resource_name.clone()).or_default();
         resource.sockets.push(endpoint.clone());
         resource.lists.clear();
+        if deaf {
+            return Ok(());
+        }
         resource.connected.push((endpoint.clone(), client.clone()));
         let manager = self.clone();
         let stream = tokio::spawn(async move { manager.list_and_watch(resource_name, endpoint, client).await });
         state.streams.push(stream);
         Ok(())
+    }
+
+    async fn dial(&self, socket: &str) -> Result<DevicePluginClient<Channel>, Status> {
+        let path = self.directory.join(socket);
+        let dial = Endpoint::from_shared(format!("unix://{}", path.display())).unwrap();
+        let channel = timeout(DIAL, dial.connect())
+            .await
+            .map_err(|_| Status::unknown("dial timed out"))?
+            .map_err(|error| Status::unknown(format!("failed to dial device plugin: {error}")))?;
+        Ok(DevicePluginClient::new(channel))
     }
 
     /// Called once a registration, whatever becomes of it.
