@@ -6,7 +6,7 @@ use keelson_host::Problem;
 use tonic::{Code, Status};
 
 use crate::{
-    kernel::{HelperError, KernelError, LoopError, SET_OPTION},
+    kernel::{HelperError, KernelError, LoopError, MOUNT_WITH_OPTIONS, SET_OPTION},
     policy::{InvalidToken, OutOfRange},
     service::{CreateError, DeleteError, Pending, PublishError, StageError, StatsError, VolumeError},
     store::{Lacking, LookupError, RecordError, StoreError, Unavailable},
@@ -177,8 +177,12 @@ impl Coded for HelperError {
         match self {
             // Nobody knows how it will end.
             Self::Deadline { .. } => Code::DeadlineExceeded,
-            // The filesystem knows no such option: the caller's mistake.
-            Self::Step { step, errno: Some(libc::EINVAL), .. } if step == SET_OPTION => Code::InvalidArgument,
+            // The filesystem knows no such option, or no such value of it: the caller's mistake.
+            Self::Step { step, .. } if step == SET_OPTION => Code::InvalidArgument,
+            // ENOMEM is what the block layer calls a block beyond the device's end.
+            Self::Step { step, errno: Some(libc::EINVAL | libc::ENOMEM), .. } if step == MOUNT_WITH_OPTIONS => {
+                Code::InvalidArgument
+            }
             Self::Step { errno, .. } => code_of_path(*errno),
             Self::Run { .. } | Self::Exit { .. } => Code::Internal,
         }

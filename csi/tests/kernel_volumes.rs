@@ -274,9 +274,14 @@ async fn an_option_that_ext4_does_not_know_is_the_callers_mistake() {
     let mut driver = Running::start(&place, &place.section("image")).await;
     let staging = place.text("staging");
     let id = driver.create(request("pvc-1", 16 * MIB, mounted())).await.unwrap().volume_id;
-    let wrong = mounted_with(&["frobnicate"], Mode::SingleNodeWriter);
-    expect_code(driver.stage(&id, &staging, wrong).await, Code::InvalidArgument);
-    assert_eq!((place.mounts(), place.loops()), (vec![], vec![]));
+    let long = format!("commit={}", "9".repeat(300));
+    // Unknown, of a wrong value, and what ext4 only refuses when it is mounted.
+    for wrong in ["frobnicate", "commit=x", "=x", &long, "sb=131072", "journal_dev=77", "dax=always"] {
+        let capability = mounted_with(&[wrong], Mode::SingleNodeWriter);
+        let status = expect_code(driver.stage(&id, &staging, capability).await, Code::InvalidArgument);
+        assert!(status.message().contains("mount_flags"), "{wrong}: {status}");
+        assert_eq!((place.mounts(), place.loops()), (vec![], vec![]), "{wrong}");
+    }
     let right = mounted_with(&["noatime", "commit=30"], Mode::SingleNodeWriter);
     driver.stage(&id, &staging, right).await.unwrap();
     let mount = place.mount_at("staging").unwrap();

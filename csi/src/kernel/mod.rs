@@ -19,7 +19,7 @@ use keelson_host::InspectError;
 pub(crate) use helper::{BindSource, HelperError, Hold, Request, program_exists};
 pub use helper::{Helper, helper_main};
 pub(crate) use loop_device::LoopError;
-pub(crate) use mount::SET_OPTION;
+pub(crate) use mount::{MOUNT_WITH_OPTIONS, SET_OPTION};
 pub(crate) use presence::Presence;
 
 /// Why the kernel did not do, or tell, what was asked of it.

@@ -55,7 +55,11 @@ pub(super) fn io_step(step: &'static str) -> impl Fn(io::Error) -> StepError {
 }
 
 /// The step's name for an option that the filesystem refuses; the caller's mistake, not the disk's.
-pub(crate) const SET_OPTION: &str = "setting a mount option";
+pub(crate) const SET_OPTION: &str = "setting an option of mount_flags";
+
+/// The step's name for a mount with options. Some of them the filesystem refuses only here: those that don't go
+/// together, that the volume lacks something for, or that name a device or a block that isn't there.
+pub(crate) const MOUNT_WITH_OPTIONS: &str = "mounting the filesystem with the options of mount_flags";
 
 /// Mounts the ext4 filesystem on `device` at `target`.
 pub(super) fn perform_mount(device: &Path, target: &TargetPath, options: &MountOptions) -> Result<(), StepError> {
@@ -73,7 +77,8 @@ pub(super) fn perform_mount(device: &Path, target: &TargetPath, options: &MountO
         }
         .map_err(quote(SET_OPTION))?;
     }
-    fsconfig_create(&context).map_err(quote("mounting the filesystem"))?;
+    let name = if options.filesystem.is_empty() { "mounting the filesystem" } else { MOUNT_WITH_OPTIONS };
+    fsconfig_create(&context).map_err(quote(name))?;
     let flags = FsMountFlags::FSMOUNT_CLOEXEC;
     let attributes = MountAttrFlags::from_bits_retain(options.attributes);
     let mount = fsmount(&context, flags, attributes).map_err(step("creating the mount"))?;
