@@ -16,7 +16,7 @@ use crate::{
     StorageSettings,
     error::{Error, full_message},
     service::{Metrics, ObserveLayer, Service, State},
-    store::Attachments,
+    store::{Attachments, Pool},
 };
 
 /// How long a shutdown waits for running operations. One that takes longer ends with the process, as if killed: the
@@ -95,6 +95,8 @@ impl Driver {
         tasks.close();
         if timeout(GRACE, tasks.wait()).await.is_err() {
             tracing::warn!(left = tasks.len(), "operations are still running; the next start finds what they leave");
+        } else {
+            service.state().pools.iter().for_each(Pool::release);
         }
         served.map_err(|source| Error::Serve { path, source })
     }

@@ -737,3 +737,31 @@ async fn what_exists_under_a_name_decides_whatever_is_asked_for() {
     }
     driver.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pool_is_one_process_s_at_a_time() {
+    needs_a_kernel!();
+    let (place, other) = (Place::new(), Place::new());
+    let mut first = Running::start(&place, &place.section("image")).await;
+    let id = first.create(request("pvc-1", MIB, block())).await.unwrap().volume_id;
+    let draft = place.path("pool/building/v1-00000000000000000000000000000001");
+    fs::create_dir(&draft).unwrap();
+
+    // Another socket and another state directory, but the same pool.
+    let mut section = other.section("image");
+    section["pools"][0]["path"] = json!(place.path("pool"));
+    let mut second = Running::start(&other, &section).await;
+    let status = expect_code(second.create(request("pvc-2", MIB, block())).await, Code::Unavailable);
+    assert!(status.message().contains("in use by another process"), "{status}");
+    expect_code(second.delete(&id).await, Code::Unavailable);
+    assert!(draft.is_dir(), "what the other process may be building is not swept");
+    assert!(second.metrics().contains(r#"keelson_storage_pool_available{pool="pool"} 0"#));
+
+    first.stop().await;
+    // Nobody needs to start it anew.
+    assert_eq!(list(&mut second, "", 0).await.unwrap().0, [id.clone()]);
+    assert!(!draft.exists());
+    second.delete(&id).await.unwrap();
+    second.stop().await;
+    place.expect_clean();
+}

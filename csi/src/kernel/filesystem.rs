@@ -7,6 +7,10 @@ use std::{
     path::Path,
 };
 
+use rustix::{
+    fs::{FlockOperation, Mode, OFlags},
+    mount::OpenTreeFlags,
+};
 use uuid::Uuid;
 
 use super::sys;
@@ -42,6 +46,26 @@ pub(crate) fn usage(file: impl AsFd) -> io::Result<Usage> {
 /// Whether the filesystem at `path` can't be written to: its own state, or how it is mounted there.
 pub(crate) fn is_read_only(path: &Path) -> io::Result<bool> {
     Ok(rustix::fs::statvfs(path)?.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY))
+}
+
+/// Takes the file `name` in `directory` for this process alone, or none if another has it: until the file is closed,
+/// which the end of a process does too, if every thread of it can end.
+///
+/// An open file would keep the filesystem from being unmounted. So it is opened through a mount of our own that nobody
+/// sees, where the kernel lets us have one.
+pub(crate) fn lock(directory: &Path, name: &str) -> io::Result<Option<File>> {
+    let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let opened = match rustix::mount::open_tree(rustix::fs::CWD, directory, clone) {
+        Ok(tree) => rustix::fs::openat(tree, name, flags, Mode::empty()),
+        Err(_) => rustix::fs::open(directory.join(name), flags, Mode::empty()),
+    };
+    let file = File::from(opened?);
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(file)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// The UUID of the filesystem that holds `path`, or none: where the filesystem has none (overlayfs), or the kernel

@@ -15,7 +15,7 @@ use uuid::Uuid;
 use crate::config::PoolKind;
 
 /// The marker's name in the pool's directory.
-const MARKER: &str = "keelson-pool.json";
+pub(super) const MARKER: &str = "keelson-pool.json";
 
 /// The version of both formats that this program writes, and the only one so far.
 pub(super) const VERSION: u32 = 1;

@@ -20,7 +20,7 @@ use std::{
 };
 
 use super::{
-    identity::{Marker, RecordError, Remembered, is_empty},
+    identity::{MARKER, Marker, RecordError, Remembered, is_empty},
     volume::{VolumeRecord, image},
 };
 use crate::{
@@ -44,6 +44,8 @@ pub(crate) struct Pool {
     building: Mutex<HashSet<VolumeId>>,
     /// Whether its filesystem was read-only when it was last used: so a failing disk ends up.
     read_only: AtomicBool,
+    /// The marker, locked: no other process uses the pool while this one does, and sweeps what it is building.
+    claim: Mutex<Option<File>>,
 }
 
 #[derive(Debug, Default)]
@@ -86,6 +88,8 @@ pub(crate) enum IdentityError {
     Record(#[from] RecordError),
     #[error("its filesystem can't be asked for its UUID")]
     Filesystem(#[source] io::Error),
+    #[error("it is in use by another process, which may be one that was killed and is stuck in the kernel")]
+    InUse,
     #[error("its filesystem is read-only; look at the kernel's log for why")]
     ReadOnly,
     #[error("it was lost while it was used; try again")]
@@ -126,6 +130,7 @@ impl Pool {
             arranging: Mutex::default(),
             building: Mutex::default(),
             read_only: AtomicBool::default(),
+            claim: Mutex::default(),
         }
     }
 
@@ -142,6 +147,9 @@ impl Pool {
         checked.map_err(|source| {
             // What was known may be wrong when the disk is back.
             *self.lock() = None;
+            if lock(&self.building).is_empty() {
+                self.release();
+            }
             self.unavailable(source)
         })
     }
@@ -207,6 +215,9 @@ impl Pool {
         }
         let filesystem_uuid = filesystem::uuid(path).map_err(IdentityError::Filesystem)?;
         let Some(remembered) = remembered else {
+            self.claim()?;
+            // Until now another process could make it its own pool.
+            let marker = Marker::read(path)?.ok_or(IdentityError::NoMarker)?;
             // A pool that comes from elsewhere, or whose memory was lost, is recognised by its marker alone.
             Remembered::new(&marker, filesystem_uuid, path).write(&self.state_dir, name)?;
             return Ok(());
@@ -220,8 +231,30 @@ impl Pool {
             (Some(found), Some(remembered)) if found != remembered => {
                 Err(IdentityError::OtherFilesystem { found, remembered, memory: memory() })
             }
-            _ => Ok(()),
+            _ => self.claim(),
         }
+    }
+
+    /// Makes sure that no other process uses the pool: neither one with the same config, nor a predecessor that is
+    /// stuck in the kernel and may still write.
+    fn claim(&self) -> Result<(), IdentityError> {
+        let path = self.settings.path.join(MARKER);
+        let failed = RecordError::io("lock", &path);
+        let identity = |found: fs::Metadata| (found.dev(), found.ino());
+        let marker = fs::metadata(&path).map(identity).map_err(&failed)?;
+        let mut claim = lock(&self.claim);
+        match claim.as_ref().map(File::metadata).transpose().map_err(&failed)?.map(identity) {
+            Some(held) if held == marker => Ok(()),
+            _ => {
+                *claim = filesystem::lock(&self.settings.path, MARKER).map_err(&failed)?;
+                if claim.is_some() { Ok(()) } else { Err(IdentityError::InUse) }
+            }
+        }
+    }
+
+    /// Lets other processes use the pool.
+    pub(crate) fn release(&self) {
+        *lock(&self.claim) = None;
     }
 
     /// Sweeps what isn't a volume and reads what is.
