@@ -4,7 +4,6 @@ mod discovery;
 mod node;
 mod pattern;
 mod simulated;
-mod sys;
 mod watch;
 
 pub(crate) use discovery::{Skipped, discover, verify};

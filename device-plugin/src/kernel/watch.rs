@@ -2,8 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io,
-    os::fd::OwnedFd,
+    future, io,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -12,9 +11,7 @@ use rustix::{
     fs::inotify::{self, CreateFlags, WatchFlags},
     io::Errno,
 };
-use tokio::{io::unix::AsyncFd, time};
-
-use super::sys;
+use tokio::{net::unix::pipe, time};
 
 /// How often to look anyway while every directory is watched: what inotify can't see, such as a driver bound to a PCI
 /// function, is seen then.
@@ -29,7 +26,8 @@ const SETTLE: Duration = Duration::from_millis(20);
 /// Watches directories with one inotify instance, and falls back to a timer.
 #[derive(Debug)]
 pub(crate) struct Watcher {
-    inotify: Option<AsyncFd<OwnedFd>>,
+    /// Read like a pipe, which is the event loop's safe way to wait for a descriptor.
+    inotify: Option<pipe::Receiver>,
     watched: BTreeMap<PathBuf, i32>,
     /// Whether every directory asked for is watched.
     complete: bool,
@@ -40,7 +38,7 @@ impl Watcher {
     pub(crate) fn new() -> Self {
         let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)
             .map_err(io::Error::from)
-            .and_then(sys::readable)
+            .and_then(|inotify| pipe::Receiver::from_file_unchecked(inotify.into()))
             .inspect_err(|error| {
                 tracing::warn!(%error, "inotify can't be used; looking for changes every second instead");
             });
@@ -49,10 +47,9 @@ impl Watcher {
 
     /// Watches exactly these directories, for one that isn't there the nearest one above it.
     ///
-    /// True if a directory is watched now that wasn't: what changed in it before went unseen, so look again.
+    /// True if a directory is watched now that wasn't: what changed in it before went unseen, so look again. Blocks.
     pub(crate) fn set(&mut self, directories: &BTreeSet<PathBuf>) -> bool {
         let Some(inotify) = &self.inotify else { return false };
-        let inotify = inotify.get_ref();
         let before: BTreeSet<i32> = self.watched.values().copied().collect();
         self.watched.clear();
         self.complete = true;
@@ -82,35 +79,38 @@ impl Watcher {
         let events = async {
             // An error of the descriptor itself would come back at once, for ever: the timer serves then.
             if read(inotify).await.is_err() {
-                std::future::pending::<()>().await;
+                future::pending::<()>().await;
             }
         };
         if time::timeout(patience, events).await.is_ok() {
             time::sleep(SETTLE).await;
             // What came meanwhile is part of the same burst.
-            while take(inotify.get_ref()).is_ok() {}
+            while take(inotify).is_ok() {}
         }
     }
 }
 
 /// Waits for events and takes them; which they are doesn't matter.
-async fn read(inotify: &AsyncFd<OwnedFd>) -> io::Result<()> {
+async fn read(inotify: &pipe::Receiver) -> io::Result<()> {
     loop {
-        let mut guard = inotify.readable().await?;
-        if let Ok(taken) = guard.try_io(|inotify| take(inotify.get_ref())) {
-            return taken;
+        inotify.readable().await?;
+        match take(inotify) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            taken => return taken,
         }
     }
 }
 
 /// Takes some of the events that are there; `WouldBlock` if there are none.
-fn take(inotify: &OwnedFd) -> io::Result<()> {
+fn take(inotify: &pipe::Receiver) -> io::Result<()> {
     // Room for at least one event with the longest of names (inotify(7)).
-    rustix::io::read(inotify, &mut [0_u8; 4096])?;
-    Ok(())
+    match inotify.try_read(&mut [0_u8; 4096])? {
+        0 => Err(io::ErrorKind::UnexpectedEof.into()),
+        _ => Ok(()),
+    }
 }
 
-fn watch_nearest(inotify: &OwnedFd, directory: &Path) -> Result<(PathBuf, i32), Errno> {
+fn watch_nearest(inotify: &pipe::Receiver, directory: &Path) -> Result<(PathBuf, i32), Errno> {
     let events = WatchFlags::CREATE
         | WatchFlags::DELETE
         | WatchFlags::MOVED_FROM
