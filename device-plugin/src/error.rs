@@ -1,6 +1,6 @@
 //! Why the plugin could not run, and which gRPC code each refusal has.
 
-use keelson_host::InspectError;
+use keelson_host::{InspectError, error_chain};
 use tonic::Status;
 
 use crate::{kernel::SimulatedError, policy::AllocationError, store::StoreError};
@@ -29,7 +29,7 @@ pub struct UninstallError(Vec<String>);
 impl UninstallError {
     /// `Ok` if every step was.
     pub(crate) fn collect<const N: usize>(steps: [Result<(), UninstallStepError>; N]) -> Result<(), Self> {
-        let failed: Vec<String> = steps.into_iter().filter_map(Result::err).map(|error| chain(&error)).collect();
+        let failed: Vec<String> = steps.into_iter().filter_map(Result::err).map(|error| error_chain(&error)).collect();
         if failed.is_empty() { Ok(()) } else { Err(Self(failed)) }
     }
 }
@@ -53,10 +53,4 @@ impl From<AllocationError> for Status {
             AllocationError::Deadline { .. } => Self::deadline_exceeded(message),
         }
     }
-}
-
-/// The error with everything that caused it, as one line.
-pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

@@ -8,6 +8,7 @@ mod error;
 mod kernel;
 mod kubelet;
 mod metrics;
+mod patience;
 mod plugin;
 mod policy;
 mod service;

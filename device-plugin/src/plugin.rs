@@ -1,7 +1,8 @@
 //! The plugin's life: find, write, offer, watch.
 
-use std::{convert::Infallible, path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
+use keelson_host::error_chain;
 use prometheus_client::registry::Registry;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -10,14 +11,18 @@ use crate::{
     DevicesSettings, Error, UninstallError,
     conditions::Conditions,
     config::Source,
-    error::{ErrorKind, UninstallStepError, chain},
+    error::{ErrorKind, UninstallStepError},
     kernel::{Watcher, ensure_simulated, simulated_directory, sweep_simulated},
     kubelet::{offer_until, sweep_dead_sockets},
     metrics::Metrics,
+    patience::patiently,
     service::Offer,
     stock::Stock,
     store::{CdiStore, KnownStore, StoreError},
 };
+
+/// How long the plugin may take to stop; what it waits for by itself is shorter.
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The device plugin.
 #[derive(Debug)]
@@ -31,7 +36,7 @@ impl Plugin {
     ///
     /// # Errors
     ///
-    /// None today.
+    /// None: what can fail is done, and tried again, by [`Plugin::run`]. It is a `Result` because every plugin's is.
     pub fn new(settings: DevicesSettings, registry: &mut Registry) -> Result<Self, Error> {
         Ok(Self { settings, metrics: Metrics::register(registry) })
     }
@@ -48,13 +53,32 @@ impl Plugin {
     ///
     /// [`Error`] if the plugin's own directories can't be used.
     pub async fn run(self, ready: watch::Sender<Result<(), String>>, shutdown: CancellationToken) -> Result<(), Error> {
+        tokio::select! {
+            outcome = self.work(ready, &shutdown) => Ok(outcome?),
+            () = overdue(&shutdown) => Ok(()),
+        }
+    }
+
+    /// Works until `shutdown`, and ends what it is at.
+    async fn work(
+        self,
+        ready: watch::Sender<Result<(), String>>,
+        shutdown: &CancellationToken,
+    ) -> Result<(), ErrorKind> {
         let Self { settings, metrics } = self;
         let settings = Arc::new(settings);
         let subjects = settings.resources.iter().map(|resource| resource.name.to_string());
         let conditions = Conditions::new(ready, subjects, "not registered yet");
-        prepare(&settings, &conditions)?;
-        let known = KnownStore::new(&settings.state_dir).map_err(ErrorKind::from)?;
-        let (stock, listings) = Stock::new(Arc::clone(&settings), known, metrics.clone()).map_err(ErrorKind::from)?;
+        let (for_start, for_stock) = (Arc::clone(&settings), metrics.clone());
+        let start = move || {
+            let problems = prepare(&for_start)?;
+            let known = KnownStore::new(&for_start.state_dir)?;
+            Ok::<_, ErrorKind>((problems, Stock::new(for_start, known, for_stock)?))
+        };
+        let (problems, (stock, listings)) = patiently(&conditions, "preparing the directories", start).await?;
+        for (subject, problem) in problems {
+            conditions.set(subject, problem);
+        }
 
         let rescan = Arc::new(Notify::new());
         let (ticks, changes) = watch::channel(0);
@@ -66,19 +90,23 @@ impl Plugin {
                 rescan: Arc::clone(&rescan),
                 metrics: metrics.clone(),
             };
-            offer_until(offer, &settings.kubelet_dir, changes.clone(), &conditions, &shutdown)
+            offer_until(offer, &settings.kubelet_dir, changes.clone(), &conditions, shutdown)
         });
         let offers = futures::future::join_all(offers);
-        tokio::select! {
-            never = keep_looking(stock, &settings, &conditions, &ticks, &rescan) => match never {},
-            // Every offer ends when `shutdown` fires; with none configured there is nothing to wait for but that.
-            _ = async { tokio::join!(offers, shutdown.cancelled()) } => Ok(()),
-        }
+        tokio::join!(offers, look_until(stock, &settings, &conditions, &ticks, &rescan, shutdown));
+        Ok(())
     }
 }
 
-/// Makes what has to be there before the first scan, and clears away what a killed process left.
-fn prepare(settings: &DevicesSettings, conditions: &Conditions) -> Result<(), ErrorKind> {
+/// Returns when a stop was asked for and has taken longer than it should: a look at a disk that hangs is not waited for.
+async fn overdue(shutdown: &CancellationToken) {
+    shutdown.cancelled().await;
+    tokio::time::sleep(STOP_PATIENCE).await;
+}
+
+/// Makes what has to be there before the first scan, and clears away what a killed process left. Gives what keeps a
+/// resource from being offered: what it is about, and why. Blocks.
+fn prepare(settings: &DevicesSettings) -> Result<Vec<(String, String)>, ErrorKind> {
     let state_dir = &settings.state_dir;
     std::fs::create_dir_all(state_dir).map_err(|source| StoreError::Directory { path: state_dir.clone(), source })?;
     KnownStore::sweep(state_dir, true)?;
@@ -90,35 +118,41 @@ fn prepare(settings: &DevicesSettings, conditions: &Conditions) -> Result<(), Er
         tracing::warn!(directory = %settings.kubelet_dir.display(), %error, "failed to remove dead sockets");
     }
     let mut wanted: Vec<PathBuf> = Vec::new();
+    let mut problems = Vec::new();
     for resource in &settings.resources {
         let Source::Simulated { count } = resource.source else { continue };
         wanted.push(simulated_directory(state_dir, &resource.name));
         if let Err(error) = ensure_simulated(state_dir, &resource.name, count) {
-            conditions.set(format!("simulated devices of {}", resource.name), chain(&error));
+            problems.push((format!("simulated devices of {}", resource.name), error_chain(&error)));
         }
     }
     if let Err(error) = sweep_simulated(state_dir, |directory| wanted.iter().any(|wanted| wanted == directory)) {
-        tracing::warn!(error = chain(&error), "failed to remove simulated devices of an earlier config");
+        tracing::warn!(error = error_chain(&error), "failed to remove simulated devices of an earlier config");
     }
-    Ok(())
+    Ok(problems)
 }
 
 /// Scans when something changed, when an allocation found something changed, and from time to time.
-async fn keep_looking(
+async fn look_until(
     mut stock: Stock,
-    settings: &DevicesSettings,
+    settings: &Arc<DevicesSettings>,
     conditions: &Conditions,
     ticks: &watch::Sender<u64>,
     rescan: &Notify,
-) -> Infallible {
+    shutdown: &CancellationToken,
+) {
     let mut watcher = Watcher::new();
-    loop {
-        let (returned, outcome) = refreshed(stock).await;
-        stock = returned;
+    while !shutdown.is_cancelled() {
+        let settings = Arc::clone(settings);
+        let look = move || {
+            let mut outcome = stock.refresh();
+            outcome.directories.extend([settings.kubelet_dir.clone(), settings.cdi_dir.clone()]);
+            let unseen = watcher.set(&outcome.directories);
+            (stock, watcher, outcome, unseen)
+        };
+        let (outcome, unseen);
+        (stock, watcher, outcome, unseen) = patiently(conditions, "looking at the devices", look).await;
         outcome.report(conditions);
-        let mut directories = outcome.directories;
-        directories.extend([settings.kubelet_dir.clone(), settings.cdi_dir.clone()]);
-        let unseen = watcher.set(&directories);
         ticks.send_modify(|tick| *tick = tick.wrapping_add(1));
         if unseen {
             continue;
@@ -126,20 +160,8 @@ async fn keep_looking(
         tokio::select! {
             () = watcher.changed() => {}
             () = rescan.notified() => {}
+            () = shutdown.cancelled() => {}
         }
-    }
-}
-
-/// Scans on a thread of its own: looking at files blocks.
-async fn refreshed(mut stock: Stock) -> (Stock, crate::stock::Outcome) {
-    let scan = tokio::task::spawn_blocking(move || {
-        let outcome = stock.refresh();
-        (stock, outcome)
-    });
-    match scan.await {
-        Ok(done) => done,
-        // The task isn't aborted, so it panicked: so do we, rather than go on without a stock.
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
     }
 }
 

@@ -6,12 +6,12 @@ use std::{
     sync::Arc,
 };
 
+use keelson_host::error_chain;
 use tokio::sync::watch;
 
 use crate::{
     conditions::Conditions,
     config::{DevicesSettings, Resource, ResourceName},
-    error::chain,
     kernel::{Skipped, discover},
     metrics::{HealthLabels, Metrics},
     policy::{Conflict, Device, Health, Inventory, Listing, TooLarge, cdi_spec, conflicts},
@@ -102,21 +102,22 @@ impl Stock {
         self.metrics.conflicts.set(i64::try_from(conflicts.len()).unwrap_or(i64::MAX));
 
         let mut problems = BTreeMap::from([("device nodes".to_owned(), describe(&conflicts))]);
+        let mut looked = Vec::new();
         for (shelf, found) in self.shelves.iter_mut().zip(discovery.found) {
-            let name = shelf.inventory.name().clone();
-            let problem = match found {
-                Ok(found) => {
-                    shelf.inventory.update(found, &conflicts);
-                    shelf.publish(&self.cdi, &self.metrics).err().map(|error| chain(&error))
-                }
-                // What was known stays as it was: not being able to look says nothing of the devices.
-                Err(error) => Some(chain(&error)),
-            };
-            problems.insert(format!("devices of {name}"), problem);
+            // What was known stays as it was where that failed: not being able to look says nothing of the devices.
+            looked.push(found.map(|found| shelf.inventory.update(found, &conflicts)));
         }
+        // A memory that can't be kept is no reason to offer nothing: it is only missed if the process ends.
         let known = self.shelves.iter().map(Shelf::known);
-        let saved = self.known.save(known).err().map(|error| chain(&error));
+        let saved = self.known.save(known).err().map(|error| error_chain(&error));
         problems.insert("memory of known devices".to_owned(), saved);
+        for (shelf, looked) in self.shelves.iter().zip(looked) {
+            let problem = match looked {
+                Ok(()) => shelf.publish(&self.cdi, &self.metrics).err().map(|error| error_chain(&error)),
+                Err(error) => Some(error_chain(&error)),
+            };
+            problems.insert(format!("devices of {}", shelf.inventory.name()), problem);
+        }
         Outcome { directories: discovery.directories, problems }
     }
 

@@ -54,9 +54,13 @@ fn settings(directory: &Path, count: u32) -> DevicesSettings {
 async fn run(directory: &Path, count: u32) -> String {
     let mut registry = Registry::default();
     let plugin = Plugin::new(settings(directory, count), &mut registry).unwrap();
-    let (sender, ready) = watch::channel(Err("starting".to_owned()));
+    let (sender, mut ready) = watch::channel(Err("starting".to_owned()));
     let shutdown = CancellationToken::new();
     let task = tokio::spawn(plugin.run(sender, shutdown.clone()));
+    // The kubelet is only waited for once there is something to offer: an earlier run's CDI file says nothing of this.
+    let waits =
+        |ready: &Result<(), String>| ready.as_ref().is_err_and(|reason| reason.contains("waiting for the kubelet"));
+    tokio::time::timeout(Duration::from_secs(30), ready.wait_for(waits)).await.expect("devices are offered").unwrap();
     let cdi = directory.join("cdi/keelson-example.com_fpga.json");
     wait_until_async("the CDI file", Duration::from_secs(30), async || {
         let spec: serde_json::Value = serde_json::from_slice(&fs::read(&cdi).ok()?).unwrap();

@@ -74,7 +74,8 @@ impl Plugin {
     ///
     /// # Errors
     ///
-    /// None today: a runtime that is away, or a machine that can't be read for a while, is a reason not to be ready.
+    /// None: a runtime that is away, or a machine that can't be read for a while, is a reason not to be ready. It is a
+    /// `Result` because every plugin's is.
     pub async fn run(self, ready: watch::Sender<Result<(), String>>, shutdown: CancellationToken) -> Result<(), Error> {
         let serving = self.serve_for_ever(ready);
         tokio::select! {
