@@ -18,7 +18,7 @@ pub struct Cleaned {
     pub failed: Vec<String>,
 }
 
-/// Removes `lab`, or without a name every lab, unless a process runs it.
+/// Removes `lab`, called like its directory or by its id alone, or without a name every lab, unless a process runs it.
 ///
 /// # Errors
 ///
@@ -26,8 +26,11 @@ pub struct Cleaned {
 pub fn clean(lab: Option<&str>) -> Result<Cleaned> {
     let mut layouts = Layout::existing()?;
     if let Some(lab) = lab {
-        layouts.retain(|layout| layout.mark() == lab);
-        ensure!(!layouts.is_empty(), "there is no lab {lab:?}; a lab is called like its directory, keelson-lab-012abc");
+        layouts.retain(|layout| layout.mark() == lab || layout.id() == lab);
+        ensure!(
+            !layouts.is_empty(),
+            "there is no lab {lab:?}; a lab is called keelson-lab-012abc, or 012abc for short"
+        );
     }
     let mut cleaned = Cleaned::default();
     for layout in layouts {

@@ -19,7 +19,7 @@ use nix::{
 use crate::{
     cri::Cri,
     image::{self, PAUSE_IMAGE},
-    layout::Layout,
+    layout::{CONTAINERD_LOG, Layout},
     process::Daemon,
 };
 
@@ -145,7 +145,7 @@ fn start_in_mount_namespace(layout: &Layout, command: Command) -> Result<Daemon>
             mount(Some(&layout.join(own)), path, no_data, MsFlags::MS_BIND, no_data)
                 .with_context(|| format!("failed to bind the lab's directory to {path}"))?;
         }
-        Daemon::start("containerd", command, layout.root(), layout.join("log/containerd.log"))
+        Daemon::start("containerd", command, layout.root(), layout.log(CONTAINERD_LOG))
     })
     .join()
     .map_err(|_| anyhow!("the thread that starts containerd panicked"))?
@@ -252,6 +252,7 @@ pub(crate) fn program(name: &str) -> Result<PathBuf> {
 fn package_of(program: &str) -> &str {
     match program {
         "busybox" => "busybox-static",
+        "losetup" => "mount",
         "mkfs.ext4" => "e2fsprogs",
         "nft" => "nftables",
         other => other,

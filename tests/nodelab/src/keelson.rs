@@ -2,21 +2,22 @@
 
 use std::{
     fs,
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
+use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
 
 use crate::{
-    layout::Layout,
+    layout::{KEELSON_LOG, Layout},
     process::{Daemon, as_pid, child_with_arguments},
 };
 
@@ -40,9 +41,8 @@ impl Keelson {
     ///
     /// When the suite doesn't become ready.
     pub(crate) async fn start(layout: &Layout, range: &str) -> Result<Self> {
-        let address = free_ports()?;
         let config = layout.config_file();
-        fs::write(&config, config_of(layout, range, address))
+        fs::write(&config, config_of(layout, range))
             .with_context(|| format!("failed to write {}", config.display()))?;
         let mut command = Command::new(layout.program("keelson"));
         // What the machine's environment says of its own node must not reach the lab.
@@ -50,7 +50,12 @@ impl Keelson {
             command.env_remove(variable);
         }
         command.arg("run").arg("--config").arg(&config);
-        let daemon = Daemon::start("keelson run", command, layout.root(), layout.join("log/keelson.log"))?;
+        let log = layout.log(KEELSON_LOG);
+        let mut daemon = Daemon::start("keelson run", command, layout.root(), log.clone())?;
+        let served = "keelson run to serve its health";
+        let address = daemon
+            .wait_for(served, async || fs::read_to_string(&log).ok().and_then(|log| supervisor_address(&log)))
+            .await?;
         let mut keelson = Self { daemon, address };
         keelson.wait_ready().await?;
         Ok(keelson)
@@ -138,14 +143,15 @@ pub(crate) fn storage_socket(layout: &Layout) -> PathBuf {
 }
 
 /// Every key that names a path, an address or a name on the machine is the lab's own.
-fn config_of(layout: &Layout, range: &str, address: SocketAddr) -> String {
+fn config_of(layout: &Layout, range: &str) -> String {
     format!(
         r#"# Written by nodelab: the NodeConfig of this lab.
 apiVersion: keelson.dev/v1alpha1
 kind: NodeConfig
 nodeName: {node}
 stateDir: {root}/keelson
-observability: {{address: "{address}"}}
+# Whatever ports are free; the log names them.
+observability: {{address: "127.0.0.1:0"}}
 network:
   name: {mark}
   bridge: {bridge}
@@ -173,19 +179,13 @@ pinning: {{socket: {nri}, pluginIndex: "10", mode: enforce, reservedCpus: ""}}
     )
 }
 
-/// An address of the loopback whose port and the four after it are free: the supervisor's and the plugins'.
-fn free_ports() -> Result<SocketAddr> {
-    for _ in 0..100 {
-        let first = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("failed to bind a port of the loopback")?;
-        let address = first.local_addr()?;
-        let others: Vec<_> = (1..=4)
-            .filter_map(|offset| TcpListener::bind((Ipv4Addr::LOCALHOST, address.port().checked_add(offset)?)).ok())
-            .collect();
-        if others.len() == 4 {
-            return Ok(address);
-        }
-    }
-    bail!("found no five free ports in a row on the loopback")
+/// The address that the supervisor logs once it is bound:
+/// `{"level":"INFO","message":"serving ...","process":"supervisor","address":"127.0.0.1:36401",...}`.
+fn supervisor_address(log: &str) -> Option<SocketAddr> {
+    log.lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .find(|event| event["process"] == "supervisor" && event["address"].is_string())
+        .and_then(|event| event["address"].as_str()?.parse().ok())
 }
 
 /// The status and the body of `GET http://<address><path>`.
@@ -219,4 +219,21 @@ pub(crate) fn sockets_below(directory: &Path) -> Result<Vec<PathBuf>> {
     found.sort();
     found.dedup();
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_supervisors_own_address_is_taken() {
+        let log = concat!(
+            "{\"message\":\"serving\",\"process\":\"storage\",\"address\":\"127.0.0.1:1\"}\n",
+            "not JSON\n",
+            "{\"message\":\"started\",\"process\":\"supervisor\"}\n",
+            "{\"message\":\"serving\",\"process\":\"supervisor\",\"address\":\"127.0.0.1:2\"}\n{\"mess",
+        );
+        assert_eq!(supervisor_address(log), Some(SocketAddr::from(([127, 0, 0, 1], 2))));
+        assert_eq!(supervisor_address(""), None);
+    }
 }

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
+    io::Write,
     net::IpAddr,
     path::{Path, PathBuf},
 };
@@ -20,7 +21,7 @@ use crate::{
     cri::Cri,
     device_manager::{Allocation, DeviceManager},
     keelson::{DEVICES, Keelson, RESOURCE, storage_socket},
-    layout::{Layout, Lock},
+    layout::{Layout, Lock, Range},
     manifest::{ContainerManifest, Manifests, PodManifest},
     qos::{Class, container_resources, pod_resources},
     sweep::{self, sweep},
@@ -31,7 +32,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Lab {
     pub(crate) layout: Layout,
-    pub(crate) range: String,
+    pub(crate) range: Range,
     pub(crate) cri: Cri,
     /// `None` only while containerd is being restarted, and after the end.
     pub(crate) containerd: Option<Containerd>,
@@ -56,7 +57,8 @@ impl Drop for Guard {
         if self.armed
             && let Err(error) = sweep(&self.layout)
         {
-            eprintln!("nodelab: {error:#}; try again with: nodelab clean");
+            // Nobody may be there to read it: a panic here would keep the rest from being dropped.
+            let _ = writeln!(std::io::stderr(), "nodelab: {error:#}; try again with: nodelab clean");
         }
     }
 }
@@ -110,35 +112,57 @@ impl Lab {
     /// When the machine lacks something, with the remedy, or a program doesn't come up, with the end of its log. What
     /// was started is swept away.
     pub async fn start(programs: &Path, progress: &dyn Fn(&str)) -> Result<Self> {
+        Self::start_in(Layout::new(), programs, false, progress).await
+    }
+
+    /// [`Lab::start`] in a given directory. If `keep`, what fails leaves its files there, to be looked at.
+    pub(crate) async fn start_in(layout: Layout, programs: &Path, keep: bool, progress: &dyn Fn(&str)) -> Result<Self> {
         check_machine()?;
-        let layout = Layout::new();
         let range = layout.free_range()?;
         let cgroups = Cgroups::find()?;
         let lock = layout.create()?;
         // From here on: what fails is swept away.
-        let guard = Guard { layout: layout.clone(), armed: true, _lock: lock };
+        let mut guard = Guard { layout: layout.clone(), armed: true, _lock: lock };
+        match Self::start_programs(&layout, programs, &range, progress).await {
+            Ok(started) => {
+                let (containerd, keelson, cri, devices, driver) = started;
+                Ok(Self {
+                    layout,
+                    range,
+                    cri,
+                    containerd: Some(containerd),
+                    keelson: Some(keelson),
+                    devices,
+                    driver,
+                    cgroups,
+                    guard,
+                })
+            }
+            Err(error) => {
+                guard.armed = !keep;
+                Err(error)
+            }
+        }
+    }
+
+    async fn start_programs(
+        layout: &Layout,
+        programs: &Path,
+        range: &Range,
+        progress: &dyn Fn(&str),
+    ) -> Result<(Containerd, Keelson, Cri, DeviceManager, Driver)> {
         layout.put_programs(programs)?;
-        share_mounts(&layout)?;
+        share_mounts(layout)?;
         progress(&format!("Starting containerd in {}", layout.root().display()));
-        let mut containerd = Containerd::start(&layout).await?;
-        containerd.import_images(&layout).await?;
+        let mut containerd = Containerd::start(layout).await?;
+        containerd.import_images(layout).await?;
         let devices = DeviceManager::start(&layout.kubelet().join("device-plugins"))?;
         progress("Starting keelson run with all four plugins");
-        let mut keelson = Keelson::start(&layout, &range).await?;
+        let mut keelson = Keelson::start(layout, range.as_str()).await?;
         let cri = Cri::at(&layout.containerd_socket())?;
         wait_until_usable(&mut keelson, &cri, &devices).await?;
-        let driver = Driver::connect(&storage_socket(&layout), &layout.kubelet()).await?;
-        Ok(Self {
-            layout,
-            range,
-            cri,
-            containerd: Some(containerd),
-            keelson: Some(keelson),
-            devices,
-            driver,
-            cgroups,
-            guard,
-        })
+        let driver = Driver::connect(&storage_socket(layout), &layout.kubelet()).await?;
+        Ok((containerd, keelson, cri, devices, driver))
     }
 
     /// The suite.
@@ -373,15 +397,18 @@ impl Lab {
         self.cgroups.remove(&self.layout.cgroup())?;
         self.devices.stop().await;
         sweep::unshare_mounts(&self.layout)?;
-        sweep::leftovers(&self.layout, Some(&self.range))
+        sweep::leftovers(&self.layout, Some(self.range.as_str()))
     }
 
     /// Lets containerd and the suite run on, with the Pods, until `nodelab clean`.
-    pub(crate) fn leave(mut self) -> Result<()> {
-        self.keelson.take().context("keelson run was stopped")?.leave();
-        self.containerd.take().context("containerd was stopped")?.leave();
+    pub(crate) fn leave(mut self) {
+        if let Some(keelson) = self.keelson.take() {
+            keelson.leave();
+        }
+        if let Some(containerd) = self.containerd.take() {
+            containerd.leave();
+        }
         self.guard.armed = false;
-        Ok(())
     }
 }
 
@@ -394,7 +421,7 @@ impl RunningPod {
 }
 
 /// That the machine has what a lab needs, each lack with its remedy.
-fn check_machine() -> Result<()> {
+pub(crate) fn check_machine() -> Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "nodelab needs root: it makes network namespaces, mounts and cgroups");
     for name in ["runc", "busybox", "mkfs.ext4", "nft", "losetup", "tar"] {
         program(name)?;

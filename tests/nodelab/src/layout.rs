@@ -2,7 +2,12 @@
 
 use std::{
     fs::{self, File, TryLockError},
+    io::ErrorKind,
     net::Ipv4Addr,
+    os::{
+        linux::net::SocketAddrExt,
+        unix::net::{SocketAddr, UnixDatagram},
+    },
     path::{Path, PathBuf},
     process::Command,
 };
@@ -15,6 +20,10 @@ use anyhow::{Context, Result, bail, ensure};
 /// The name is short because a Unix socket's path has room for 107 bytes.
 const PARENT: &str = "/var/lib";
 const PREFIX: &str = "keelson-lab-";
+
+/// The logs of the two programs, for [`Layout::log`].
+pub(crate) const KEELSON_LOG: &str = "keelson.log";
+pub(crate) const CONTAINERD_LOG: &str = "containerd.log";
 
 /// The directory of one lab, and every name that is derived from it.
 ///
@@ -60,6 +69,11 @@ impl Layout {
         Ok(found)
     }
 
+    /// Six hexadecimal digits.
+    pub(crate) fn id(&self) -> &str {
+        &self.id
+    }
+
     /// `/var/lib/keelson-lab-<id>`.
     pub(crate) fn root(&self) -> &Path {
         &self.root
@@ -100,6 +114,11 @@ impl Layout {
         self.join("kubelet")
     }
 
+    /// A log of the lab's.
+    pub(crate) fn log(&self, name: &str) -> PathBuf {
+        self.join("log").join(name)
+    }
+
     /// What `keelson run --config` is given.
     pub(crate) fn config_file(&self) -> PathBuf {
         self.join("config.yaml")
@@ -116,10 +135,12 @@ impl Layout {
     ///
     /// When it exists or can't be made.
     pub(crate) fn create(&self) -> Result<Lock> {
-        fs::create_dir(&self.root).with_context(|| format!("failed to create {}", self.root.display()))?;
-        // Before anything else: an unlocked lab is one to clean up.
-        let lock =
-            self.try_lock()?.with_context(|| format!("{} is locked right after its creation", self.root.display()))?;
+        let lock = {
+            // Nobody sees the lab without its lock: an unlocked one is one to clean up.
+            let _parent = lock_parent()?;
+            fs::create_dir(&self.root).with_context(|| format!("failed to create {}", self.root.display()))?;
+            self.lock_file()?.with_context(|| format!("{} is locked before it is used", self.root.display()))?
+        };
         for directory in
             ["log", "kubelet/pods", "kubelet/device-plugins", "cni/bin", "cni/conf", "cdi", "pool", "programs"]
         {
@@ -144,6 +165,28 @@ impl Layout {
     ///
     /// When the lock file can't be made.
     pub(crate) fn try_lock(&self) -> Result<Option<Lock>> {
+        let _parent = lock_parent()?;
+        self.lock_file()
+    }
+
+    /// The labs that no process runs: kept ones, and those whose process was killed.
+    ///
+    /// # Errors
+    ///
+    /// When they can't be listed or locked.
+    pub(crate) fn abandoned() -> Result<Vec<Self>> {
+        let mut found = Vec::new();
+        for layout in Self::existing()? {
+            let _parent = lock_parent()?;
+            // Cleaned up since it was listed, if it is gone.
+            if layout.root.exists() && layout.lock_file()?.is_some() {
+                found.push(layout);
+            }
+        }
+        Ok(found)
+    }
+
+    fn lock_file(&self) -> Result<Option<Lock>> {
         let path = self.join("lock");
         let file = File::create(&path).with_context(|| format!("failed to open {}", path.display()))?;
         match file.try_lock() {
@@ -153,12 +196,12 @@ impl Layout {
         }
     }
 
-    /// A range of 254 addresses that no route of this machine covers, such as `10.90.17.0/24`.
+    /// A range of 254 addresses that no route of this machine covers and no other lab has taken.
     ///
     /// # Errors
     ///
     /// When the routes can't be read, or cover all of them.
-    pub(crate) fn free_range(&self) -> Result<String> {
+    pub(crate) fn free_range(&self) -> Result<Range> {
         let path = "/proc/net/route";
         let routes = routes(&fs::read_to_string(path).with_context(|| format!("failed to read {path}"))?)?;
         let start = u32::from_str_radix(&self.id, 16).context("the id is hexadecimal")?;
@@ -166,8 +209,11 @@ impl Layout {
         for offset in 0..0xc000 {
             let number = 0x4000 + (start + offset) % 0xc000;
             let address = 0x0a00_0000 | number << 8;
-            if number >> 8 != 244 && !routes.iter().any(|route| route.overlaps(address)) {
-                return Ok(format!("{}/24", Ipv4Addr::from(address)));
+            if number >> 8 == 244 || routes.iter().any(|route| route.overlaps(address)) {
+                continue;
+            }
+            if let Some(range) = Range::take(format!("{}/24", Ipv4Addr::from(address)))? {
+                return Ok(range);
             }
         }
         bail!("every range from 10.64.0.0 on is routed on this machine; remove a route below 10.0.0.0/8")
@@ -183,6 +229,40 @@ impl Default for Layout {
 /// Held while a lab's process lives; the kernel gives it back when the process ends, however it ends.
 #[derive(Debug)]
 pub(crate) struct Lock(#[expect(dead_code, reason = "held, not read")] File);
+
+/// Taken for the moment in which a lab's directory and its lock are made, or the lock is looked at.
+fn lock_parent() -> Result<File> {
+    let parent = File::open(PARENT).with_context(|| format!("failed to open {PARENT}"))?;
+    parent.lock().with_context(|| format!("failed to lock {PARENT}"))?;
+    Ok(parent)
+}
+
+/// A range such as `10.90.17.0/24`, for this lab alone.
+///
+/// Until the lab's bridge has its route, which may be a while, nothing but the socket here tells others that it is
+/// taken. It is bound to a name of the network namespace, which the ranges belong to as well, and goes with the process.
+#[derive(Debug)]
+pub(crate) struct Range {
+    text: String,
+    _taken: UnixDatagram,
+}
+
+impl Range {
+    /// Takes `text`, or returns `None` if another lab has it.
+    fn take(text: String) -> Result<Option<Self>> {
+        let bound = SocketAddr::from_abstract_name(format!("keelson-lab/{text}"))
+            .and_then(|name| UnixDatagram::bind_addr(&name));
+        match bound {
+            Ok(taken) => Ok(Some(Self { text, _taken: taken })),
+            Err(error) if error.kind() == ErrorKind::AddrInUse => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("failed to take the range {text}")),
+        }
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        &self.text
+    }
+}
 
 /// Links the program, or copies it where that can't be done.
 fn put_program(from: &Path, to: &Path) -> Result<()> {
@@ -240,6 +320,13 @@ mod tests {
         // A device plugin's socket name with a resource name and a random part.
         let socket = layout.join("kubelet/device-plugins").join("k".repeat(50));
         assert!(socket.as_os_str().len() <= 107, "{}", socket.display());
+    }
+
+    #[test]
+    fn two_labs_never_share_a_range() {
+        let layout = Layout::new();
+        let (first, second) = (layout.free_range().unwrap(), layout.free_range().unwrap());
+        assert_ne!(first.as_str(), second.as_str());
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! [`run`] is the trial of `cargo xtask try`; [`clean`] removes what an earlier one left. A lab is one directory,
 //! `/var/lib/keelson-lab-<id>`; see `docs/nodelab.md`.
 
+mod aftermath;
 mod cgroup;
 mod clean;
 mod containerd;

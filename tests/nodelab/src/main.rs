@@ -39,7 +39,7 @@ enum Command {
     },
     /// Stop and remove every lab that was kept or whose process died
     Clean {
-        /// One lab only, by its name such as keelson-lab-012abc
+        /// One lab only, by its name such as keelson-lab-012abc or 012abc
         lab: Option<String>,
     },
 }
@@ -83,28 +83,41 @@ fn try_samples(options: &Options, output: Format) -> Result<ExitCode> {
     let outcome = runtime.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
-        let progress = |line: &str| eprintln!("{line}");
+        // The terminal is gone, with an ssh connection for one.
+        let mut hangup = signal(SignalKind::hangup())?;
+        let progress = |line: &str| say(line);
         // Dropping the trial sweeps its lab away.
         anyhow::Ok(tokio::select! {
             outcome = run(options, &progress) => Some(outcome),
             _ = interrupt.recv() => None,
             _ = terminate.recv() => None,
+            _ = hangup.recv() => None,
         })
     })?;
-    let Some(Outcome { report, kept }) = outcome else {
-        eprintln!("nodelab: interrupted; everything was removed");
+    let Some(Outcome { report, lack, advice }) = outcome else {
+        say("nodelab: interrupted; everything was removed");
         return Ok(ExitCode::from(130));
     };
     let text = match output {
+        // One line says it all.
+        Format::Table if lack.is_some() => String::new(),
         Format::Table => format!("\n{}", report.table()),
         Format::Json => format!("{}\n", report.json()?),
     };
     let mut out = std::io::stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("failed to print")?;
-    if let Some(how) = kept {
-        eprintln!("\n{how}");
+    if let Some(lack) = lack {
+        say(&format!("nodelab: {lack}"));
+    }
+    if let Some(advice) = advice {
+        say(&format!("\n{advice}"));
     }
     Ok(if report.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Prints for people. A terminal that is gone must not keep the lab from being removed.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 fn clean_labs(lab: Option<&str>) -> Result<ExitCode> {

@@ -119,6 +119,7 @@ impl Scene {
 
     /// The addresses on eth0 are what the runtime was told, differ, and come from the range.
     async fn network(&self, lab: &Lab) -> Result<String> {
+        let range = lab.range.as_str();
         let mut addresses = Vec::new();
         for pod in [&self.app, &self.peer] {
             let name = &pod.manifest.name;
@@ -133,14 +134,11 @@ impl Scene {
                 "{name} has {address}, but the runtime was told {:?}",
                 pod.addresses
             );
-            ensure!(is_in_range(address, &lab.range)?, "{name} has {address}, which is not in {}", lab.range);
+            ensure!(is_in_range(address, range)?, "{name} has {address}, which is not in {range}");
             addresses.push(address);
         }
         ensure!(addresses[0] != addresses[1], "app and peer both have {}", addresses[0]);
-        Ok(format!(
-            "app has {} and peer {}, both of {}: ip addr in the containers",
-            addresses[0], addresses[1], lab.range
-        ))
+        Ok(format!("app has {} and peer {}, both of {range}: ip addr in the containers", addresses[0], addresses[1]))
     }
 
     /// The volume in `app` is a block device of the size that was asked for, with a filesystem of its own.
@@ -215,8 +213,15 @@ impl Scene {
         }
         let mut seen = Vec::new();
         for node in self.nodes(lab).await? {
-            let absent = open(lab, &self.peer, &node.path).await?;
-            ensure!(absent.is_err(), "{} opens in peer", node.path);
+            match open(lab, &self.peer, &node.path).await? {
+                Ok(()) => bail!("{} opens in peer", node.path),
+                Err(error) => {
+                    ensure!(
+                        error.to_lowercase().contains("no such file"),
+                        "peer is refused for another reason: {error}"
+                    );
+                }
+            }
             match make_and_open(lab, &self.peer, node.major, node.minor).await? {
                 Ok(()) => bail!("peer made a node {}:{} with mknod and opened it", node.major, node.minor),
                 Err(error) => {

@@ -1,7 +1,7 @@
 //! `cargo xtask try`: the samples through the whole suite.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -10,8 +10,10 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
+    aftermath::{after_failure, complaints, how_to_look, left_behind},
     keelson::RESOURCE,
-    lab::{Lab, RunningPod},
+    lab::{Lab, RunningPod, check_machine},
+    layout::Layout,
     manifest::Manifests,
     report::{Report, Stage},
     scene::{Check, Scene},
@@ -35,16 +37,23 @@ const BEFORE: [&str; 4] = ["runtime", "suite", "claim", "pods"];
 const RESTART: &str = "restart";
 const AFTER: [&str; 2] = ["deletion", "end"];
 
+const RUN_AGAIN: &str = "Everything was removed; run again with --keep to look at it.";
+
+/// The volume of each claim.
+type Volumes = BTreeMap<String, Volume>;
+
 /// How long what the kernel lets go of by and by may take; far more than it does.
 const GONE_WITHIN: Duration = Duration::from_secs(30);
 
-/// What is left of a trial.
+/// What came of a trial.
 #[derive(Debug)]
 pub struct Outcome {
     /// The stages.
     pub report: Report,
-    /// How to look at what was kept, if it was.
-    pub kept: Option<String>,
+    /// What the machine or the samples lack, for which nothing was begun: one line with the remedy.
+    pub lack: Option<String>,
+    /// What else there is to say: how to look at what was kept, or why it failed.
+    pub advice: Option<String>,
 }
 
 /// Runs a trial, calling `progress` with a line before each step.
@@ -53,7 +62,14 @@ pub struct Outcome {
 /// the future sweeps everything away.
 pub async fn run(options: &Options, progress: &dyn Fn(&str)) -> Outcome {
     let mut trial = Trial { stages: Vec::new(), progress };
-    let kept = trial.run(options).await;
+    let (lack, advice) = match check_machine().and_then(|()| Manifests::read(&options.samples)) {
+        Ok(manifests) => (None, trial.run(options, &manifests).await),
+        Err(error) => {
+            let lack = format!("{error:#}");
+            trial.record::<()>(BEFORE[0], Err(error));
+            (Some(lack), None)
+        }
+    };
     let mut names: Vec<&str> = BEFORE.to_vec();
     names.extend(Check::ALL.map(Check::name));
     names.push(RESTART);
@@ -65,7 +81,7 @@ pub async fn run(options: &Options, progress: &dyn Fn(&str)) -> Outcome {
             trial.stages.push(Stage { stage: name.to_owned(), ok: false, saw: "not reached".to_owned() });
         }
     }
-    Outcome { report: Report(trial.stages), kept }
+    Outcome { report: Report(trial.stages), lack, advice }
 }
 
 struct Trial<'a> {
@@ -82,24 +98,59 @@ struct Traces {
 }
 
 impl Trial<'_> {
-    /// Returns how to look, if the lab was kept.
-    async fn run(&mut self, options: &Options) -> Option<String> {
+    /// Returns what else there is to say.
+    async fn run(&mut self, options: &Options, manifests: &Manifests) -> Option<String> {
+        match left_behind() {
+            Ok(left) => left.iter().for_each(|line| (self.progress)(line)),
+            // No reason not to run.
+            Err(error) => (self.progress)(&format!("failed to look for labs of earlier runs: {error:#}")),
+        }
+        let layout = Layout::new();
         let started = async {
-            let manifests = Manifests::read(&options.samples)?;
-            let lab = Lab::start(&options.programs, self.progress).await?;
+            let lab = Lab::start_in(layout.clone(), &options.programs, options.keep, self.progress).await?;
             let version = lab.cri.version().await?;
             let saw = format!("{version} with CNI, NRI and CDI, all in {}", lab.layout.root().display());
-            Ok(((manifests, lab), saw))
+            Ok((lab, saw))
         };
-        let (manifests, mut lab) = {
-            let result = started.await;
-            self.record("runtime", result)?
+        let started = started.await;
+        let Some(mut lab) = self.record("runtime", started) else {
+            // What went wrong says the end of the log itself.
+            return match options.keep {
+                false => Some(RUN_AGAIN.to_owned()),
+                true => layout.root().exists().then(|| after_failure(&layout)),
+            };
         };
-        let result = suite(&mut lab);
-        self.record("suite", result.map(|saw| ((), saw)))?;
+        let made = self.make(&mut lab, manifests).await;
+        if let Some((scene, _)) = &made {
+            self.verify(&mut lab, scene).await;
+        }
+        let complaints = if self.is_ok() { String::new() } else { complaints(&layout) };
+        if options.keep {
+            let how = match &made {
+                // Something that was to be shown is gone.
+                Some((scene, _)) => how_to_look(&mut lab, scene).unwrap_or_else(|_| after_failure(&layout)),
+                None => after_failure(&layout),
+            };
+            lab.leave();
+            return Some(format!("{complaints}{how}"));
+        }
+        if let Some((scene, volumes)) = made {
+            (self.progress)("Deleting the Pods and the volume");
+            let result = delete(&lab, &scene, volumes.into_values().collect()).await;
+            self.record("deletion", result.map(|saw| ((), saw)));
+            (self.progress)("Stopping the suite and containerd");
+            let result = end(lab).await;
+            self.record("end", result.map(|saw| ((), saw)));
+        }
+        (!self.is_ok()).then(|| format!("{complaints}{RUN_AGAIN}"))
+    }
 
+    /// The stages up to the running Pods.
+    async fn make(&mut self, lab: &mut Lab, manifests: &Manifests) -> Option<(Scene, Volumes)> {
+        let result = suite(lab);
+        self.record("suite", result.map(|saw| ((), saw)))?;
         (self.progress)("Making the volume");
-        let result = claim(&lab, &manifests).await;
+        let result = claim(lab, manifests).await;
         let volumes = self.record("claim", result)?;
         (self.progress)("Starting the Pods");
         let result = async {
@@ -108,38 +159,29 @@ impl Trial<'_> {
                 pods.push(lab.create_pod(manifest, &volumes).await?);
             }
             let saw = pods.iter().map(describe).collect::<Vec<_>>().join("; ");
-            let scene = Scene::set(&lab, pods).await?;
+            let scene = Scene::set(lab, pods).await?;
             Ok((scene, saw))
         };
         let result = result.await;
         let scene = self.record("pods", result)?;
+        Some((scene, volumes))
+    }
 
+    /// The stages of the running Pods.
+    async fn verify(&mut self, lab: &mut Lab, scene: &Scene) {
         for check in Check::ALL {
             (self.progress)(&format!("Verifying: {}", check.name()));
-            let result = scene.check(&lab, check).await;
+            let result = scene.check(lab, check).await;
             self.record(check.name(), result.map(|saw| ((), saw)));
         }
         (self.progress)("Killing the storage process, and verifying all of it again");
-        let result = restart(&mut lab, &scene).await;
+        let result = restart(lab, scene).await;
         self.record(RESTART, result.map(|saw| ((), saw)));
+    }
 
-        if options.keep {
-            let how = how_to_look(&mut lab, &scene);
-            return match how.and_then(|how| lab.leave().map(|()| how)) {
-                Ok(how) => Some(how),
-                Err(error) => {
-                    self.record::<()>("end", Err(error));
-                    None
-                }
-            };
-        }
-        (self.progress)("Deleting the Pods and the volume");
-        let result = delete(&lab, &scene, volumes.into_values().collect()).await;
-        self.record("deletion", result.map(|saw| ((), saw)));
-        (self.progress)("Stopping the suite and containerd");
-        let result = end(lab).await;
-        self.record("end", result.map(|saw| ((), saw)));
-        None
+    /// Whether every stage so far is.
+    fn is_ok(&self) -> bool {
+        self.stages.iter().all(|stage| stage.ok)
     }
 
     fn record<T>(&mut self, name: &str, result: Result<(T, String)>) -> Option<T> {
@@ -167,7 +209,7 @@ fn suite(lab: &mut Lab) -> Result<String> {
     ))
 }
 
-async fn claim(lab: &Lab, manifests: &Manifests) -> Result<(std::collections::BTreeMap<String, Volume>, String)> {
+async fn claim(lab: &Lab, manifests: &Manifests) -> Result<(Volumes, String)> {
     let volumes = lab.provision(manifests).await?;
     let mut seen = Vec::new();
     for (claim, volume) in &volumes {
@@ -336,36 +378,5 @@ async fn end(lab: Lab) -> Result<String> {
     Ok(format!(
         "keelson and containerd ended on SIGTERM; no link (bridge {bridge}), nftables rule, mount, namespace, loop device, \
          cgroup, socket or process of {mark} is left in the kernel"
-    ))
-}
-
-/// The commands with which one looks at what was kept.
-fn how_to_look(lab: &mut Lab, scene: &Scene) -> Result<String> {
-    let layout = lab.layout.clone();
-    let root = layout.root().display().to_string();
-    let ctr = keelson_testkit::Tool::Containerd.ensure()?.join("ctr");
-    let ctr = format!("{} --address {root}/containerd.sock --namespace k8s.io", ctr.display());
-    let (app, peer) = (scene.app.container()?, scene.peer.container()?);
-    let address = scene.app.addresses.first().context("app has no address")?;
-    let metrics = lab.keelson()?.address();
-    Ok(format!(
-        "The Pods are left running in {root}. To look:
-  what runs            {ctr} tasks list
-  a shell in app       {ctr} {exec} {app} sh
-  the same for peer    {ctr} {exec} {peer} sh
-  app's network        nsenter --target {app_pid} --net ip address
-  app's file           curl --silent http://{address}:8080/payload | sha256sum
-  app's volume         grep /data /proc/{app_pid}/mountinfo
-  app's CPU            grep Cpus_allowed_list /proc/{app_pid}/status
-  with cri-tools       crictl --runtime-endpoint unix://{root}/containerd.sock pods
-  the suite's health   curl http://{metrics}/readyz
-  its config and logs  {root}/config.yaml, {root}/log/
-The kubelet's stand-in has ended, so devices is not ready any more; no Pod minds.
-To clean up: cargo xtask try --clean",
-        // containerd is in a mount namespace of its own: its shims see no pipes in /run/containerd.
-        exec = format_args!("tasks exec --fifo-dir {root}/fifo --tty --exec-id look"),
-        app = app.id,
-        peer = peer.id,
-        app_pid = app.pid,
     ))
 }

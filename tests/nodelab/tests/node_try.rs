@@ -8,7 +8,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use common::{lacks, programs};
+use common::{lacks, programs, samples};
 use keelson_nodelab::traces;
 use keelson_testkit::skip_unless;
 use nix::{
@@ -88,17 +88,76 @@ fn json_lists_the_stages_and_keep_leaves_the_pods_running() {
     for expected in ["process", "mount", "loop device", "cgroup", "link"] {
         assert!(kept.iter().any(|trace| trace.starts_with(expected)), "no {expected} in {kept:#?}");
     }
-    assert!(nodelab().args(["clean", &lab.0]).status().unwrap().success());
+    // What it says to type is short and works.
+    assert!(stderr.lines().all(|line| line.len() <= 160), "{stderr}");
+    let exports: Vec<&str> = stderr.lines().map(str::trim).filter(|line| line.starts_with("export ")).collect();
+    let script = format!("{}\nctr tasks list", exports.join("\n"));
+    let tasks = Command::new("sh").args(["-c", &script]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&tasks.stdout).matches("RUNNING").count(), 4, "{tasks:?}");
+    let remove = stderr.lines().find_map(|line| line.strip_prefix("To remove this lab: ")).unwrap();
+    assert!(Command::new("sh").args(["-c", remove]).status().unwrap().success(), "{remove}");
     assert_eq!(traces(&lab.0).unwrap(), Vec::<String>::new());
 }
 
+/// Runs the samples with a device that nobody has; returns the lab and what was said.
+fn fail(options: &[&str]) -> (Lab, String) {
+    let directory = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(samples()).unwrap() {
+        let path = entry.unwrap().path();
+        let text = std::fs::read_to_string(&path).unwrap().replace("example.com/fpga", "example.com/nosuch");
+        std::fs::write(directory.path().join(path.file_name().unwrap()), text).unwrap();
+    }
+    let output = nodelab().arg("try").args(options).arg("--samples").arg(directory.path()).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("1 example.com/nosuch"), "{stderr}");
+    let lab = stderr.lines().find_map(|line| line.strip_prefix("Starting containerd in /var/lib/")).unwrap();
+    (Lab(lab.to_owned()), stderr)
+}
+
 #[test]
-fn ctrl_c_removes_everything() {
+fn a_failure_can_be_looked_at_if_it_is_kept() {
     skip_unless!(lacks().is_empty(), lacks());
-    let mut trial = Trial::start_until("Verifying: data");
-    signal(&trial.child, Signal::SIGINT);
-    assert_eq!(trial.child.wait().unwrap().code(), Some(130));
-    assert_eq!(traces(trial.name()).unwrap(), Vec::<String>::new());
+    let (kept, stderr) = fail(&["--keep"]);
+    for log in ["keelson.log", "containerd.log"] {
+        let path = format!("/var/lib/{}/log/{log}", kept.0);
+        assert!(stderr.contains(&path), "{stderr}");
+        assert!(!std::fs::read(path).unwrap().is_empty());
+    }
+    assert!(stderr.contains(&format!("nodelab clean {}\n", kept.0)), "{stderr}");
+
+    let (gone, stderr) = fail(&[]);
+    assert!(stderr.contains("run again with --keep"), "{stderr}");
+    assert!(stderr.lines().next().unwrap().contains(&kept.0), "the lab that was left isn't mentioned: {stderr}");
+    assert_eq!(traces(&gone.0).unwrap(), Vec::<String>::new());
+
+    let id = kept.0.strip_prefix("keelson-lab-").unwrap();
+    assert!(nodelab().args(["clean", id]).status().unwrap().success());
+    assert_eq!(traces(&kept.0).unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn a_lack_is_one_line_and_for_programs_a_list_as_well() {
+    let run = |format| nodelab().args(["try", "--samples", "/nosuch", "--output", format]).output().unwrap();
+    let output = run("table");
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(String::from_utf8_lossy(&output.stderr).lines().count(), 1, "{output:?}");
+    assert!(output.stdout.is_empty(), "{output:?}");
+    let output = run("json");
+    assert_eq!(output.status.code(), Some(1));
+    let stages: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(stages.len() >= 8 && stages.iter().all(|stage| stage["ok"] == false), "{stages:#?}");
+}
+
+#[test]
+fn ctrl_c_and_a_closed_terminal_remove_everything() {
+    skip_unless!(lacks().is_empty(), lacks());
+    for sent in [Signal::SIGINT, Signal::SIGHUP] {
+        let mut trial = Trial::start_until("Verifying: data");
+        signal(&trial.child, sent);
+        assert_eq!(trial.child.wait().unwrap().code(), Some(130), "{sent}");
+        assert_eq!(traces(trial.name()).unwrap(), Vec::<String>::new(), "{sent}");
+    }
 }
 
 #[test]
