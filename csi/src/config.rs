@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     kernel::{Helper, filesystem},
     policy::{names, overlap},
-    store::{self, Remembered},
+    store::{self, Fitness, Remembered},
 };
 
 /// Filesystems that innocent Pods depend on: when the kubelet's or the images' fills up, Pods are evicted.
@@ -276,6 +276,12 @@ impl PoolSection {
                 false
             }
         };
+        let own_records = node.state_dir.join("storage");
+        if node.state_dir.starts_with(&path) || path.starts_with(&own_records) {
+            let wrong = format!("is, or holds, the driver's own state below {}", node.state_dir.display());
+            let remedy = "use a directory of its own, such as pools/default below stateDir";
+            problems.push(path_problem(wrong, remedy));
+        }
         // Of a remembered pool whose disk isn't mounted, the filesystem below would be judged in its place.
         let absent = remembered.is_some() && !(exists && store::is_some_pool(&path));
         if problems.0.is_empty() && !self.allow_shared_filesystem && !absent {
@@ -288,6 +294,23 @@ impl PoolSection {
                 Err(error) => {
                     problems.push(path_problem(format!("can't be looked at ({error})"), "name a directory"));
                 }
+            }
+        }
+        // What else is wrong with the path is the better reason.
+        if problems.0.is_empty() && exists {
+            match store::fitness(&path, remembered.as_ref()) {
+                Ok(Fitness::NotEmpty) => problems.push(path_problem(
+                    "holds files and is no pool".to_owned(),
+                    "name an empty directory, or one that doesn't exist",
+                )),
+                Ok(Fitness::Pool(kind)) if kind != self.kind => problems.push(Problem::new(
+                    format!("{at}.kind"),
+                    self.kind.as_str(),
+                    format!("is not the kind of the pool at {}", path.display()),
+                    format!("a pool's kind can't be changed: write {}, or use another directory", kind.as_str()),
+                )),
+                // What can't be told now, such as whether this is the pool that is remembered, is told by every call.
+                Ok(Fitness::Pool(_) | Fitness::Empty | Fitness::Unknown) | Err(_) => {}
             }
         }
         problems.into_result(PoolSettings {

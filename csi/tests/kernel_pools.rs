@@ -347,10 +347,15 @@ async fn a_copy_of_the_pool_on_another_filesystem_is_not_the_pool() {
 async fn a_directory_with_files_in_it_does_not_become_a_pool() {
     needs_a_kernel!();
     let place = Place::new();
-    fs::write(place.path("pool/precious"), b"x").unwrap();
-    let mut driver = Running::start(&place, &place.section("image")).await;
+    let mut section = place.section("image");
+    section["pools"][0]["path"] = json!(place.path("state/pool"));
+    // Right when the config was checked, and no longer when the pool is first used.
+    let settings = Running::settings(&place, &section);
+    fs::create_dir(place.path("state/pool")).unwrap();
+    fs::write(place.path("state/pool/precious"), b"x").unwrap();
+    let mut driver = Running::start_with(&place, settings).await;
     expect_code(driver.create(request("pvc-1", MIB, block())).await, Code::Unavailable);
-    assert_eq!(names(&place.path("pool")), ["precious"]);
+    assert_eq!(names(&place.path("state/pool")), ["precious"]);
     driver.stop().await;
 }
 
@@ -531,8 +536,9 @@ async fn who_asks_about_a_disk_that_hangs_keeps_no_second_thread_waiting() {
     needs_a_kernel!();
     let place = Place::new();
     // The start finds no pool; the first question does, and would make it one.
+    let settings = Running::settings(&place, &place.section("image"));
     fs::write(place.path("pool/precious"), b"x").unwrap();
-    let driver = Running::start(&place, &place.section("image")).await;
+    let driver = Running::start_with(&place, settings).await;
     mount_disk(&place);
     let frozen = Frozen::new(place.text("pool"));
     let list = || {

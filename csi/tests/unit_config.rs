@@ -143,7 +143,7 @@ fn a_pool_on_everybodys_filesystem_is_refused_unless_allowed() {
 fn pools_must_differ() {
     let directory = tempfile::tempdir().unwrap();
     let top = directory.path().canonicalize().unwrap();
-    fs::create_dir_all(top.join("a/b")).unwrap();
+    fs::create_dir_all(top.join("a")).unwrap();
     let pool = |name: &str, path: &str| json!({"name": name, "path": top.join(path), "allowSharedFilesystem": true});
     let check = |pools: Value, path: &str| {
         let problems = section(&json!({"pools": pools})).validate(&node(&top)).unwrap_err();
@@ -203,4 +203,45 @@ fn an_endpoint_where_no_socket_can_be_is_refused() {
         validate(endpoint).unwrap();
     }
     assert_eq!(tree(&top.join("pool")), [""; 0]);
+}
+
+#[test]
+fn a_directory_that_is_something_else_is_no_pool() {
+    let directory = tempfile::tempdir().unwrap();
+    let top = directory.path().canonicalize().unwrap();
+    for name in ["state/storage/pools", "state/pools", "used", "fresh", "image"] {
+        fs::create_dir_all(top.join(name)).unwrap();
+    }
+    fs::write(top.join("used/precious"), b"x").unwrap();
+    fs::create_dir(top.join("fresh/lost+found")).unwrap();
+    let marker = json!({"version": 1, "uuid": "6f0c2f9e-5a57-4c0f-9a77-0d7c9d3f1a11", "kind": "image"});
+    fs::write(top.join("image/keelson-pool.json"), marker.to_string()).unwrap();
+    let validate = |path: &str, kind: &str| {
+        let pool = json!({"name": "p", "path": top.join(path), "kind": kind, "allowSharedFilesystem": true});
+        section(&json!({"pools": [pool]})).validate(&node(&top.join("state")))
+    };
+    for (path, kind, key, wrong) in [
+        ("used", "image", "path", "holds files and is no pool"),
+        ("state", "image", "path", "own state"),
+        ("", "image", "path", "own state"),
+        ("state/storage", "image", "path", "own state"),
+        ("state/storage/pools", "image", "path", "own state"),
+        ("image", "directory", "kind", "is not the kind of the pool"),
+    ] {
+        let problems = validate(path, kind).unwrap_err();
+        assert_eq!(problems.0.len(), 1, "{path}: {problems}");
+        assert_eq!(problems.0[0].path, format!("storage.pools[0].{key}"), "{problems}");
+        assert!(problems.0[0].wrong.contains(wrong), "{problems}");
+    }
+    for (path, kind) in [("fresh", "directory"), ("state/pools", "image"), ("image", "image"), ("new", "image")] {
+        validate(path, kind).unwrap();
+    }
+
+    // Of a pool that is remembered, what lies there while its disk is away is not judged.
+    let memory = json!({
+        "version": 1, "uuid": "6f0c2f9e-5a57-4c0f-9a77-0d7c9d3f1a12", "filesystemUuid": null, "path": top.join("used"),
+    });
+    fs::write(top.join("state/storage/pools/p.json"), memory.to_string()).unwrap();
+    validate("used", "image").unwrap();
+    validate("image", "directory").unwrap();
 }

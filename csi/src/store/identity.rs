@@ -130,6 +130,30 @@ pub(crate) fn is_some_pool(path: &Path) -> bool {
     path.join(MARKER).exists()
 }
 
+/// What a directory is to a pool of the config.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Fitness {
+    /// It is a pool of that kind, and no other one is remembered.
+    Pool(PoolKind),
+    /// It can become one.
+    Empty,
+    /// It holds what isn't a pool's.
+    NotEmpty,
+    /// Another pool is remembered, whose disk may come back.
+    Unknown,
+}
+
+/// What the directory at `path` is to the pool that is remembered as `remembered`, if it is.
+pub(crate) fn fitness(path: &Path, remembered: Option<&Remembered>) -> Result<Fitness, RecordError> {
+    Ok(match (Marker::read(path)?, remembered) {
+        (Some(marker), None) => Fitness::Pool(marker.kind),
+        (Some(marker), Some(remembered)) if marker.uuid == remembered.uuid => Fitness::Pool(marker.kind),
+        (None, None) if is_empty(path).map_err(RecordError::io("list", path))? => Fitness::Empty,
+        (None, None) => Fitness::NotEmpty,
+        (_, Some(_)) => Fitness::Unknown,
+    })
+}
+
 /// Whether the directory holds nothing that somebody would miss if it became a pool.
 pub(crate) fn is_empty(path: &Path) -> io::Result<bool> {
     for entry in fs::read_dir(path)? {

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use keelson_csi::{Driver, Helper, StorageSection};
+use keelson_csi::{Driver, Helper, StorageSection, StorageSettings};
 use keelson_host::{HostRoot, Mount, Node, mounts, parse_section};
 use keelson_proto::csi::v1::{
     CapacityRange, CreateVolumeRequest, DeleteVolumeRequest, NodePublishVolumeRequest, NodeStageVolumeRequest,
@@ -188,8 +188,15 @@ pub(crate) struct Running {
 impl Running {
     /// Starts a driver over `section`.
     pub(crate) async fn start(place: &Place, section: &Value) -> Self {
+        Self::start_with(place, Self::settings(place, section)).await
+    }
+
+    pub(crate) fn settings(place: &Place, section: &Value) -> StorageSettings {
         let section: StorageSection = parse_section("storage", section).unwrap();
-        let mut settings = section.validate(&place.node()).unwrap();
+        section.validate(&place.node()).unwrap()
+    }
+
+    pub(crate) async fn start_with(place: &Place, mut settings: StorageSettings) -> Self {
         settings.helper = Helper::new(env!("CARGO_BIN_EXE_keelson-csi-alone"), ["storage-helper"]);
         let mut registry = Registry::default();
         let driver = Driver::new(settings, &mut registry).unwrap();
