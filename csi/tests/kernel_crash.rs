@@ -1,23 +1,25 @@
-//! SIGKILL at any moment: the successor and the retry finish the job, and nothing is lost or left over.
+//! SIGKILL at the system calls that change something: the successor and the retry finish the job, and nothing is lost
+//! or left over.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod common;
 
 use std::{
-    fs::File,
-    io::Write,
+    fs,
+    io::Read,
+    os::unix::process::ExitStatusExt,
     process::{Child, Command, Stdio},
     time::Duration,
 };
 
-use common::{MIB, NODE, Place, block, connect, mounted, publication, request};
+use common::{MIB, NODE, Place, block, connect, expect_code, mounted, publication, request};
 use keelson_proto::csi::v1::{
     CreateVolumeRequest, DeleteVolumeRequest, NodeStageVolumeRequest, NodeUnpublishVolumeRequest,
     NodeUnstageVolumeRequest, VolumeCapability, controller_client::ControllerClient, node_client::NodeClient,
 };
-use keelson_testkit::wait_until_async;
-use tonic::{Status, transport::Channel};
+use keelson_testkit::{missing, skip_unless, wait_until, wait_until_async};
+use tonic::{Code, Status, transport::Channel};
 
 /// A driver in a process of its own, killed when dropped.
 struct Victim {
@@ -28,7 +30,7 @@ struct Victim {
 impl Victim {
     async fn start(place: &Place, kind: &str) -> Self {
         let section = place.path("section.json");
-        File::create(&section).unwrap().write_all(place.section(kind).to_string().as_bytes()).unwrap();
+        fs::write(&section, place.section(kind).to_string()).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_keelson-csi-alone"))
             .arg("serve")
             .args([&section, &NODE.into(), &place.path("state")])
@@ -41,6 +43,69 @@ impl Victim {
                 .await;
         Self { child, channel }
     }
+
+    /// Waits for it to die of SIGKILL, as the answer suggests that its client got.
+    fn expect_killed(mut self, answer: &Status) {
+        let what = format!("the driver to die, who answered {answer}");
+        let status = wait_until(&what, Duration::from_secs(60), || self.child.try_wait().unwrap());
+        assert_eq!(status.signal(), Some(9), "{status}");
+    }
+
+    /// How many child processes it has, dead or alive.
+    fn children(&self) -> usize {
+        let parent = format!("PPid:\t{}\n", self.child.id());
+        let processes = fs::read_dir("/proc").unwrap().flatten();
+        // A process that ends meanwhile is nobody's child.
+        processes
+            .filter(|entry| fs::read_to_string(entry.path().join("status")).is_ok_and(|text| text.contains(&parent)))
+            .count()
+    }
+}
+
+/// An strace that lies in wait for a driver and its helpers; gone when dropped, and they run on.
+struct Trap(Child);
+
+impl Trap {
+    /// Lets each of the system calls `calls` fail, or kill who makes it, as `what` says in strace's words.
+    fn set(victim: &Victim, calls: &str, what: &str) -> Self {
+        // A thread that is started while strace attaches may escape it.
+        wait_until("all threads to be traced", Duration::from_secs(60), || {
+            let trap = Self::try_to_set(victim, calls, what);
+            trap.holds(victim).then_some(trap)
+        })
+    }
+
+    fn try_to_set(victim: &Victim, calls: &str, what: &str) -> Self {
+        let mut command = Command::new("strace");
+        command.args(["-f", "-o", "/dev/null", "-e", &format!("trace={calls}")]);
+        command.args(["-e", &format!("inject={calls}:{what}"), "-p", &victim.child.id().to_string()]);
+        let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        // It says so when it has attached. What else it says stays in the pipe.
+        let said = child.stderr.as_mut().unwrap().read(&mut [0; 4096]).unwrap();
+        assert!(said > 0, "strace has ended");
+        Self(child)
+    }
+
+    fn holds(&self, victim: &Victim) -> bool {
+        let tracer = format!("TracerPid:\t{}\n", self.0.id());
+        let threads = fs::read_dir(format!("/proc/{}/task", victim.child.id())).unwrap().flatten();
+        threads
+            .map(|thread| fs::read_to_string(thread.path().join("status")))
+            .all(|status| status.is_ok_and(|status| status.contains(&tracer)))
+    }
+}
+
+impl Drop for Trap {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Whether this machine lets processes be traced.
+fn can_trace() -> bool {
+    missing(&["strace"]).is_empty()
+        && Command::new("strace").args(["-o", "/dev/null", "true"]).status().is_ok_and(|status| status.success())
 }
 
 impl Drop for Victim {
@@ -103,57 +168,151 @@ impl Life {
     }
 }
 
-/// Lives a volume's life again and again; in each, the driver is killed once, a little later in each round.
-async fn live_and_be_killed(kind: &str, capability: VolumeCapability) {
+const CREATE: usize = 0;
+const STAGE: usize = 1;
+const PUBLISH: usize = 2;
+const UNPUBLISH: usize = 3;
+const UNSTAGE: usize = 4;
+const DELETE: usize = 5;
+
+// The names of one system call on different machines; strace passes over those that this one lacks.
+const MKDIR: &str = "?mkdir,?mkdirat";
+const RENAME: &str = "?rename,?renameat,?renameat2";
+const UNLINK: &str = "?unlink,?unlinkat,?rmdir";
+
+/// Lives a volume's life again and again. In each, who makes the `count`th of the given system calls during the given
+/// step, the driver or its helper, is killed as it enters it; `count` grows until the step ends before it. Gives how often a driver and a helper were killed.
+async fn live_and_be_killed(kind: &str, capability: VolumeCapability, moments: &[(usize, &str)]) -> (usize, usize) {
     let place = Place::new();
-    for round in 0..Life::STEPS * 5 {
-        let mut life = Life {
-            name: format!("pvc-{round}"),
-            capability: capability.clone(),
-            staging: place.text("staging"),
-            target: place.text("pods/target"),
-            id: None,
-        };
-        let doomed = round / 5;
-        let mut victim = Victim::start(&place, kind).await;
-        for step in 0..Life::STEPS {
-            if step == doomed {
-                // Each of five rounds lets it get further into the call. Whatever it got done, the check is the same.
-                let head_start = Duration::from_micros([0, 400, 1500, 4000, 9000][round % 5]);
+    let mut victim = Victim::start(&place, kind).await;
+    let (mut drivers, mut helpers) = (0, 0);
+    for (doomed, calls) in moments {
+        for count in 1.. {
+            let at = format!("step {doomed} killed at {calls} {count}");
+            let mut life = Life {
+                name: format!("pvc-{doomed}-{calls}-{count}"),
+                capability: capability.clone(),
+                staging: place.text("staging"),
+                target: place.text("pods/target"),
+                id: None,
+            };
+            let mut hit = true;
+            for step in 0..Life::STEPS {
+                if step == *doomed {
+                    let trap = Trap::set(&victim, calls, &format!("signal=KILL:when={count}"));
+                    let channel = victim.channel.clone();
+                    match life.step(step, &channel).await {
+                        Ok(()) => hit = false,
+                        Err(status) if status.message().contains("signal: 9") => helpers += 1,
+                        Err(status) => {
+                            victim.expect_killed(&status);
+                            drivers += 1;
+                            victim = Victim::start(&place, kind).await;
+                        }
+                    }
+                    drop(trap);
+                }
                 let channel = victim.channel.clone();
-                let call = life.step(step, &channel);
-                let _answer = tokio::time::timeout(head_start, call).await;
-                drop(victim);
-                victim = Victim::start(&place, kind).await;
+                // A helper of the killed driver may be ending just now.
+                wait_until_async(&format!("step {step} after {at}"), Duration::from_secs(60), async || {
+                    life.step(step, &channel).await.ok()
+                })
+                .await;
+                if step == PUBLISH {
+                    let target = place.path("pods/target");
+                    assert_eq!(place.mounts().iter().filter(|mount| mount.point == target).count(), 1, "{at}");
+                }
             }
-            let channel = victim.channel.clone();
-            // A helper of the killed driver may be ending just now.
-            wait_until_async(&format!("step {step} of round {round}"), Duration::from_secs(60), async || {
-                life.step(step, &channel).await.ok()
-            })
-            .await;
-            if step == 2 {
-                assert_eq!(place.mounts().iter().filter(|mount| mount.point == place.path("pods/target")).count(), 1);
+            place.expect_clean();
+            if !hit {
+                assert!(count > 1, "step {doomed} makes no {calls}");
+                break;
             }
         }
-        place.expect_clean();
     }
+    eprintln!("{kind}: {drivers} drivers and {helpers} helpers were killed");
+    (drivers, helpers)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_at_any_step_of_an_image_volumes_life() {
     needs_a_kernel!();
-    live_and_be_killed("image", mounted()).await;
+    skip_unless!(can_trace(), "needs strace, and the right to trace processes");
+    let moments = [
+        (CREATE, MKDIR),
+        (CREATE, "openat"),
+        (CREATE, "ftruncate"),
+        (CREATE, "execve"),
+        (CREATE, "fsync"),
+        (CREATE, RENAME),
+        (STAGE, RENAME),
+        (STAGE, "ioctl"),
+        (STAGE, "fsopen,fsconfig,fsmount,move_mount"),
+        (PUBLISH, MKDIR),
+        (PUBLISH, RENAME),
+        (PUBLISH, "open_tree,mount_setattr,move_mount"),
+        (UNPUBLISH, "umount2"),
+        (UNPUBLISH, UNLINK),
+        (UNPUBLISH, RENAME),
+        (UNSTAGE, "umount2"),
+        (UNSTAGE, "ioctl"),
+        (UNSTAGE, UNLINK),
+        (DELETE, RENAME),
+        (DELETE, "fsync"),
+        (DELETE, UNLINK),
+    ];
+    let killed = live_and_be_killed("image", mounted(), &moments).await;
+    assert!(killed.0 >= 30 && killed.1 >= 20, "{killed:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_at_any_step_of_a_block_volumes_life() {
     needs_a_kernel!();
-    live_and_be_killed("image", block()).await;
+    skip_unless!(can_trace(), "needs strace, and the right to trace processes");
+    let moments = [
+        (STAGE, RENAME),
+        (STAGE, "ioctl"),
+        (PUBLISH, "openat2"),
+        (PUBLISH, "ioctl"),
+        (PUBLISH, "open_tree,move_mount"),
+        (UNPUBLISH, UNLINK),
+        (UNSTAGE, "ioctl"),
+    ];
+    let killed = live_and_be_killed("image", block(), &moments).await;
+    assert!(killed.0 >= 20 && killed.1 >= 1, "{killed:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_at_any_step_of_a_directory_volumes_life() {
     needs_a_kernel!();
-    live_and_be_killed("directory", mounted()).await;
+    skip_unless!(can_trace(), "needs strace, and the right to trace processes");
+    let moments = [
+        (CREATE, MKDIR),
+        (CREATE, "fsync"),
+        (CREATE, RENAME),
+        (STAGE, "open_tree,mount_setattr,move_mount"),
+        (PUBLISH, "open_tree,mount_setattr,move_mount"),
+        (DELETE, RENAME),
+        (DELETE, UNLINK),
+    ];
+    let killed = live_and_be_killed("directory", mounted(), &moments).await;
+    assert!(killed.0 >= 8 && killed.1 >= 2, "{killed:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_helper_that_cannot_be_watched_is_not_left_alone() {
+    needs_a_kernel!();
+    skip_unless!(can_trace(), "needs strace, and the right to trace processes");
+    let place = Place::new();
+    let victim = Victim::start(&place, "image").await;
+    let mut controller = ControllerClient::new(victim.channel.clone());
+    let wish: CreateVolumeRequest = request("pvc-1", 16 * MIB, mounted());
+    let trap = Trap::set(&victim, "pidfd_open", "error=EMFILE");
+    expect_code(controller.create_volume(wish.clone()).await, Code::Internal);
+    assert_eq!(victim.children(), 0);
+    drop(trap);
+    let volume = controller.create_volume(wish).await.unwrap().into_inner().volume.unwrap();
+    let request = DeleteVolumeRequest { volume_id: volume.volume_id, ..DeleteVolumeRequest::default() };
+    controller.delete_volume(request).await.unwrap();
+    place.expect_clean();
 }
