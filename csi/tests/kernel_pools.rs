@@ -8,8 +8,9 @@ use std::{collections::BTreeMap, fs, os::unix::fs::MetadataExt, process::Command
 
 use common::{MIB, NODE, Place, Running, block, expect_code, mounted, names, publication, request};
 use keelson_proto::csi::v1::{
-    CapacityRange, CreateVolumeRequest, GetCapacityRequest, GetCapacityResponse, ListVolumesRequest,
-    NodeGetInfoRequest, ProbeRequest, Topology, TopologyRequirement, ValidateVolumeCapabilitiesRequest,
+    CapacityRange, CreateVolumeRequest, GetCapacityRequest, GetCapacityResponse, GroupControllerGetCapabilitiesRequest,
+    ListVolumesRequest, NodeGetInfoRequest, ProbeRequest, Topology, TopologyRequirement,
+    ValidateVolumeCapabilitiesRequest, group_controller_client::GroupControllerClient,
 };
 use keelson_testkit::{skip_unless, wait_until_async};
 use serde_json::json;
@@ -770,4 +771,17 @@ async fn a_pool_is_one_process_s_at_a_time() {
     second.delete(&id).await.unwrap();
     second.stop().await;
     place.expect_clean();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_the_driver_lacks_is_refused_with_a_message() {
+    needs_a_kernel!();
+    let place = Place::new();
+    let driver = Running::start(&place, &place.section("directory")).await;
+    let channel = common::connect(&place.socket()).await.unwrap();
+    let request = GroupControllerGetCapabilitiesRequest {};
+    let answer = GroupControllerClient::new(channel).group_controller_get_capabilities(request).await;
+    let status = expect_code(answer, Code::Unimplemented);
+    assert_eq!(status.message(), "this driver has no such service or method");
+    driver.stop().await;
 }

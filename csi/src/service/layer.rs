@@ -23,7 +23,7 @@ use prost::Message;
 use prost_types::FileDescriptorSet;
 use tonic::{
     Code, Status,
-    codegen::http::{Request, Response},
+    codegen::http::{HeaderValue, Request, Response},
 };
 use tower::{Layer, Service};
 
@@ -132,12 +132,19 @@ where
         let work = self.inner.call(request);
         Box::pin(async move {
             let running = Running::start(metrics.in_flight.clone());
-            let answer = work.await;
+            let mut answer = work.await;
             // A failed unary call has its code in the headers; only a successful one has it in the trailers.
             let code = match &answer {
                 Ok(answer) => Status::from_header_map(answer.headers()).map_or(Code::Ok, |status| status.code()),
                 Err(_) => Code::Unknown,
             };
+            if let Ok(answer) = &mut answer
+                && code == Code::Unimplemented
+            {
+                // tonic gives a service that it doesn't have no message, which every error of CSI must have.
+                let message = HeaderValue::from_static("this driver has no such service or method");
+                answer.headers_mut().entry(Status::GRPC_MESSAGE).or_insert(message);
+            }
             metrics.count(&method, code);
             let elapsed = running.start.elapsed();
             metrics.seconds.get_or_create(&MethodLabel { method: method.clone() }).observe(elapsed.as_secs_f64());
