@@ -39,7 +39,12 @@ struct Machine {
 
 impl Machine {
     fn new() -> Self {
-        let directory = tempfile::tempdir().unwrap();
+        Self::below(".keelson-")
+    }
+
+    /// In a directory whose name starts so.
+    fn below(prefix: &str) -> Self {
+        let directory = tempfile::Builder::new().prefix(prefix).tempdir().unwrap();
         for name in ["kubelet", "root/dev"] {
             fs::create_dir_all(directory.path().join(name)).unwrap();
         }
@@ -154,6 +159,20 @@ async fn devices(kubelet: &FakeKubelet, name: &str, healthy: &[&str], unhealthy:
 #[track_caller]
 fn no_violations(kubelet: &FakeKubelet) {
     assert_eq!(kubelet.violations(), Vec::<String>::new());
+}
+
+/// A path is no URI: nothing in it has to be quoted, and nothing in it means anything else.
+#[tokio::test]
+async fn a_kubelet_below_any_path_is_registered_with() {
+    skip_unless!(is_root(), "making device nodes needs root");
+    let machine = Machine::below("a #kubelet?%20");
+    let mut kubelet = machine.kubelet(Era::BySocket);
+    kubelet.start();
+    let mut plugin = Running::start(machine.settings(vec![simulated(1)]));
+    plugin.ready().await;
+    devices(&kubelet, FPGA, &["simulated-0"], &[]).await;
+    no_violations(&kubelet);
+    plugin.stop().await;
 }
 
 #[tokio::test]

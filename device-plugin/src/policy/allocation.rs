@@ -2,12 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use keelson_proto::deviceplugin::v1beta1 as api;
-
-use super::{
-    Device, Fault, Health, Listing, Node,
-    cdi::{PERMISSIONS, qualified_name},
-};
+use super::{Device, Fault, Health, Listing};
 use crate::config::ResourceName;
 
 /// Why devices can't be given to a container.
@@ -65,14 +60,13 @@ pub(crate) enum AllocationError {
 /// How much of an id that makes no sense an error repeats.
 const LONGEST_EXCERPT: usize = 63;
 
-/// The devices that one request names, a list for each of its containers.
+/// The devices that one request names, a list for each of its containers; `request` has the ids of each.
 pub(crate) fn allocate(
     name: &ResourceName,
     listing: &Listing,
-    request: &api::AllocateRequest,
+    request: &[&[String]],
 ) -> Result<Vec<Vec<Device>>, AllocationError> {
-    let empty = request.container_requests.iter().any(|container| container.devices_ids.is_empty());
-    if empty || request.container_requests.is_empty() {
+    if request.is_empty() || request.iter().any(|ids| ids.is_empty()) {
         return Err(AllocationError::Empty(name.clone()));
     }
     let mut seen = BTreeSet::new();
@@ -87,27 +81,5 @@ pub(crate) fn allocate(
             Health::Unhealthy(fault) => Err(AllocationError::Unhealthy { name, id, fault: fault.clone() }),
         }
     };
-    request.container_requests.iter().map(|container| container.devices_ids.iter().map(&mut one).collect()).collect()
-}
-
-/// What one container gets: its devices' nodes, and their names in CDI.
-///
-/// Both at once are safe. containerd 2.1 makes the nodes of `devices` first; for CDI it then replaces the node that has
-/// the same path (`cdi.ContainerEdits.Apply`: `RemoveDevice`, `AddDevice`) and adds a second, equal rule to the device
-/// cgroup. A runtime with CDI off ignores `cdi_devices` and still makes the nodes.
-pub(crate) fn response(name: &ResourceName, devices: &[Device]) -> api::ContainerAllocateResponse {
-    let nodes: BTreeSet<&Node> = devices.iter().flat_map(|device| device.nodes.iter().chain(&device.shared)).collect();
-    api::ContainerAllocateResponse {
-        devices: nodes.into_iter().map(device_spec).collect(),
-        cdi_devices: devices.iter().map(|device| api::CdiDevice { name: qualified_name(name, device) }).collect(),
-        ..Default::default()
-    }
-}
-
-fn device_spec(node: &Node) -> api::DeviceSpec {
-    api::DeviceSpec {
-        container_path: node.container_path.display().to_string(),
-        host_path: node.path.display().to_string(),
-        permissions: PERMISSIONS.to_owned(),
-    }
+    request.iter().map(|ids| ids.iter().map(&mut one).collect()).collect()
 }

@@ -9,9 +9,9 @@ mod inventory;
 mod listing;
 mod matching;
 
-pub(crate) use allocation::{AllocationError, allocate, response};
+pub(crate) use allocation::{AllocationError, allocate};
 pub(crate) use backoff::Backoff;
-pub(crate) use cdi::{CdiSpec, cdi_spec};
+pub(crate) use cdi::{CdiSpec, PERMISSIONS, cdi_spec, qualified_name};
 pub(crate) use device::{Device, Fault, Health, Node, Origin};
 pub(crate) use id::{node_id, simulated_id};
 pub(crate) use inventory::{Entry, Inventory};
