@@ -422,14 +422,17 @@ impl RunningPod {
 
 /// That the machine has what a lab needs, each lack with its remedy.
 pub(crate) fn check_machine() -> Result<()> {
-    ensure!(nix::unistd::geteuid().is_root(), "nodelab needs root: it makes network namespaces, mounts and cgroups");
+    ensure!(
+        nix::unistd::geteuid().is_root(),
+        "root is needed: a lab makes network namespaces, mounts and cgroups; run it with sudo"
+    );
     for name in ["runc", "busybox", "mkfs.ext4", "nft", "losetup", "tar"] {
         program(name)?;
     }
     let cpus = std::thread::available_parallelism().context("failed to count the CPUs")?.get();
     ensure!(
         cpus >= 2,
-        "nodelab needs 2 CPUs, one that a container has alone and one for the rest; this machine has {cpus}"
+        "2 CPUs are needed, one that a container has alone and one for the rest; this machine has {cpus}"
     );
     Ok(())
 }

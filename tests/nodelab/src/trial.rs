@@ -62,7 +62,7 @@ pub struct Outcome {
 /// the future sweeps everything away.
 pub async fn run(options: &Options, progress: &dyn Fn(&str)) -> Outcome {
     let mut trial = Trial { stages: Vec::new(), progress };
-    let (lack, advice) = match check_machine().and_then(|()| Manifests::read(&options.samples)) {
+    let (lack, advice) = match check_machine().and_then(|()| samples(&options.samples)) {
         Ok(manifests) => (None, trial.run(options, &manifests).await),
         Err(error) => {
             let lack = format!("{error:#}");
@@ -82,6 +82,16 @@ pub async fn run(options: &Options, progress: &dyn Fn(&str)) -> Outcome {
         }
     }
     Outcome { report: Report(trial.stages), lack, advice }
+}
+
+/// The manifests of a directory, with the Pods that are verified.
+fn samples(directory: &Path) -> Result<Manifests> {
+    let manifests = Manifests::read(directory)?;
+    for name in ["app", "peer"] {
+        let is_there = manifests.pods.iter().any(|pod| pod.name == name);
+        ensure!(is_there, "{} has no Pod {name:?}; the verification needs Pods app and peer", directory.display());
+    }
+    Ok(manifests)
 }
 
 struct Trial<'a> {
