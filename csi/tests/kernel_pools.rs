@@ -681,7 +681,7 @@ async fn a_pool_gone_read_only_is_sick_and_says_so_everywhere() {
             }
             assert_eq!(place.mounts().len(), 1);
             assert!(driver.metrics().contains(r#"keelson_storage_pool_available{pool="pool"} 0"#));
-            assert_eq!(list(&mut driver, "", 0).await.unwrap().0, [id.clone()], "what is there can be seen");
+            assert_eq!(list(&mut driver, "", 0).await.unwrap().0, std::slice::from_ref(&id), "it can be seen");
             driver.stop().await;
             driver = Running::start(&place, &place.section(kind)).await;
         }
@@ -714,7 +714,7 @@ async fn what_exists_under_a_name_decides_whatever_is_asked_for() {
         for (number, change) in [
             |wish: &mut CreateVolumeRequest| drop(wish.parameters.insert("pool".to_owned(), "nowhere".to_owned())),
             |wish: &mut CreateVolumeRequest| {
-                drop(wish.parameters.insert("provisioning".to_owned(), "thick".to_owned()))
+                drop(wish.parameters.insert("provisioning".to_owned(), "thick".to_owned()));
             },
             |wish: &mut CreateVolumeRequest| wish.volume_capabilities = vec![block()],
             |wish: &mut CreateVolumeRequest| {
@@ -766,7 +766,7 @@ async fn a_pool_is_one_process_s_at_a_time() {
 
     first.stop().await;
     // Nobody needs to start it anew.
-    assert_eq!(list(&mut second, "", 0).await.unwrap().0, [id.clone()]);
+    assert_eq!(list(&mut second, "", 0).await.unwrap().0, std::slice::from_ref(&id));
     assert!(!draft.exists());
     second.delete(&id).await.unwrap();
     second.stop().await;
