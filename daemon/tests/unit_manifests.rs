@@ -13,7 +13,7 @@ use std::{
 use k8s_openapi::{
     api::{
         apps::v1::DaemonSet,
-        core::v1::{ConfigMap, Container, Namespace, PersistentVolumeClaim, Pod, ServiceAccount},
+        core::v1::{ConfigMap, Container, Namespace, PersistentVolumeClaim, Pod, ServiceAccount, VolumeMount},
         rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding},
         storage::v1::{CSIDriver, StorageClass},
     },
@@ -227,6 +227,75 @@ fn the_daemonset_has_a_container_per_plugin_with_its_ports_and_paths() {
             }
         }
     }
+}
+
+/// The mounts of a container that cover `path`, the deepest last, with their volumes' directories on the host.
+fn covering(container: &Container, path: &Path) -> Vec<(VolumeMount, Option<String>)> {
+    let volumes =
+        base::<DaemonSet>("daemonset.yaml", "DaemonSet").spec.unwrap().template.spec.unwrap().volumes.unwrap();
+    let mut found: Vec<(VolumeMount, Option<String>)> = container
+        .volume_mounts
+        .iter()
+        .flatten()
+        .filter(|mount| path.starts_with(&mount.mount_path))
+        .map(|mount| {
+            let volume = volumes.iter().find(|volume| volume.name == mount.name).unwrap();
+            (mount.clone(), volume.host_path.as_ref().map(|host| host.path.clone()))
+        })
+        .collect();
+    found.sort_by_key(|(mount, _)| mount.mount_path.len());
+    found
+}
+
+#[test]
+fn what_a_plugin_writes_is_mounted_at_the_hosts_own_path() {
+    let map: ConfigMap = base("configmap.yaml", "ConfigMap");
+    let environment = Environment { node_name: Some("node-a".to_owned()), csi_endpoint: None };
+    let text = &map.data.unwrap()["config.yaml"];
+    let config = NodeConfig::parse(Path::new("configmap.yaml"), text, HostRoot::system(), environment).unwrap();
+    let effective = config.effective().unwrap();
+    let value = |key: &str| effective[key].value.as_str().unwrap().trim_start_matches("unix://").to_owned();
+    let state = value("stateDir");
+    let pools = effective.keys().filter(|key| key.starts_with("storage.pools[") && key.ends_with("].path"));
+    let mut written: Vec<(&str, String, Option<&str>)> = pools
+        // A pool's disk may be mounted while the plugin runs.
+        .map(|key| ("storage", value(key), Some("HostToContainer")))
+        .collect();
+    assert!(!written.is_empty(), "the config has no pool");
+    written.extend([
+        ("network", value("network.confDir"), None),
+        ("network", value("network.binDir"), None),
+        ("storage", value("storage.endpoint"), Some("Bidirectional")),
+        // Where the kubelet has volumes staged and published; what is mounted there has to reach the host.
+        ("storage", "/var/lib/kubelet/plugins/kubernetes.io/csi".to_owned(), Some("Bidirectional")),
+        ("storage", "/var/lib/kubelet/pods".to_owned(), Some("Bidirectional")),
+        ("storage", format!("{state}/storage"), Some("HostToContainer")),
+        // Loop devices are made through loop-control and appear while the plugin runs.
+        ("storage", "/dev/loop-control".to_owned(), Some("HostToContainer")),
+        ("devices", value("devices.kubeletDir"), None),
+        ("devices", value("devices.cdiDir"), None),
+        ("devices", format!("{state}/devices"), None),
+        ("pinning", format!("{state}/pinning"), None),
+    ]);
+    let containers = containers();
+    for (plugin, path, propagation) in written {
+        let container = containers.iter().find(|container| container.name == plugin).unwrap();
+        let covering = covering(container, Path::new(&path));
+        let (mount, host) = covering.last().unwrap_or_else(|| panic!("{path} is not mounted in {plugin}"));
+        assert_eq!(host.as_deref(), Some(mount.mount_path.as_str()), "{path} is another one on the host");
+        assert_ne!(mount.read_only, Some(true), "{plugin} can't write {path}");
+        assert_eq!(mount.mount_propagation.as_deref(), propagation, "{path} in {plugin}");
+        assert_eq!((&mount.sub_path, &mount.sub_path_expr), (&None, &None), "{path} in {plugin}");
+    }
+}
+
+#[test]
+fn the_image_has_what_the_storage_plugin_runs_and_names_no_host() {
+    let recipe = fs::read_to_string(directory().join("Containerfile")).unwrap();
+    let (_, image) = recipe.rsplit_once("\nFROM ").unwrap();
+    // mkfs.ext4 is its program.
+    assert!(image.contains("install --yes --no-install-recommends e2fsprogs"), "{image}");
+    assert!(!recipe.contains("://"), "{recipe}");
 }
 
 #[test]
