@@ -8,7 +8,7 @@ mod common;
 use std::{
     fs,
     io::Read,
-    os::unix::process::ExitStatusExt,
+    os::unix::{fs::OpenOptionsExt, process::ExitStatusExt},
     process::{Child, Command, Stdio},
     time::Duration,
 };
@@ -19,41 +19,63 @@ use keelson_proto::csi::v1::{
     NodeUnstageVolumeRequest, VolumeCapability, controller_client::ControllerClient, node_client::NodeClient,
 };
 use keelson_testkit::{missing, skip_unless, wait_until, wait_until_async};
+use nix::{
+    sys::{
+        signal::{Signal, kill},
+        stat::Mode,
+    },
+    unistd::{Pid, mkfifo},
+};
 use tonic::{Code, Status, transport::Channel};
 
 /// A driver in a process of its own, killed when dropped.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// One that serves.
 struct Victim {
-    child: Child,
+    process: Process,
     channel: Channel,
 }
 
 impl Victim {
-    async fn start(place: &Place, kind: &str) -> Self {
+    fn spawn(place: &Place, kind: &str) -> Process {
         let section = place.path("section.json");
         fs::write(&section, place.section(kind).to_string()).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_keelson-csi-alone"))
-            .arg("serve")
-            .args([&section, &NODE.into(), &place.path("state")])
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_keelson-csi-alone"));
+        command.arg("serve").args([&section, &NODE.into(), &place.path("state")]);
+        Process(command.stdin(Stdio::null()).spawn().unwrap())
+    }
+
+    async fn start(place: &Place, kind: &str) -> Self {
+        let process = Self::spawn(place, kind);
         let socket = place.socket();
         let channel =
             wait_until_async("the driver to serve", Duration::from_secs(60), async || connect(&socket).await.ok())
                 .await;
-        Self { child, channel }
+        Self { process, channel }
+    }
+
+    fn id(&self) -> u32 {
+        self.process.0.id()
     }
 
     /// Waits for it to die of SIGKILL, as the answer suggests that its client got.
     fn expect_killed(mut self, answer: &Status) {
         let what = format!("the driver to die, who answered {answer}");
-        let status = wait_until(&what, Duration::from_secs(60), || self.child.try_wait().unwrap());
+        let status = wait_until(&what, Duration::from_secs(60), || self.process.0.try_wait().unwrap());
         assert_eq!(status.signal(), Some(9), "{status}");
     }
 
     /// How many child processes it has, dead or alive.
     fn children(&self) -> usize {
-        let parent = format!("PPid:\t{}\n", self.child.id());
+        let parent = format!("PPid:\t{}\n", self.id());
         let processes = fs::read_dir("/proc").unwrap().flatten();
         // A process that ends meanwhile is nobody's child.
         processes
@@ -78,7 +100,7 @@ impl Trap {
     fn try_to_set(victim: &Victim, calls: &str, what: &str) -> Self {
         let mut command = Command::new("strace");
         command.args(["-f", "-o", "/dev/null", "-e", &format!("trace={calls}")]);
-        command.args(["-e", &format!("inject={calls}:{what}"), "-p", &victim.child.id().to_string()]);
+        command.args(["-e", &format!("inject={calls}:{what}"), "-p", &victim.id().to_string()]);
         let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         // It says so when it has attached. What else it says stays in the pipe.
         let said = child.stderr.as_mut().unwrap().read(&mut [0; 4096]).unwrap();
@@ -88,7 +110,7 @@ impl Trap {
 
     fn holds(&self, victim: &Victim) -> bool {
         let tracer = format!("TracerPid:\t{}\n", self.0.id());
-        let threads = fs::read_dir(format!("/proc/{}/task", victim.child.id())).unwrap().flatten();
+        let threads = fs::read_dir(format!("/proc/{}/task", victim.id())).unwrap().flatten();
         threads
             .map(|thread| fs::read_to_string(thread.path().join("status")))
             .all(|status| status.is_ok_and(|status| status.contains(&tracer)))
@@ -106,13 +128,6 @@ impl Drop for Trap {
 fn can_trace() -> bool {
     missing(&["strace"]).is_empty()
         && Command::new("strace").args(["-o", "/dev/null", "true"]).status().is_ok_and(|status| status.success())
-}
-
-impl Drop for Victim {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 /// The steps of a volume's life, by the calls of a kubelet and a provisioner that try again until they succeed.
@@ -315,4 +330,23 @@ async fn a_helper_that_cannot_be_watched_is_not_left_alone() {
     let request = DeleteVolumeRequest { volume_id: volume.volume_id, ..DeleteVolumeRequest::default() };
     controller.delete_volume(request).await.unwrap();
     place.expect_clean();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_does_not_answer_does_not_keep_the_program() {
+    needs_a_kernel!();
+    let place = Place::new();
+    drop(Victim::start(&place, "image").await);
+    // A record that nobody ever writes stands for it.
+    let folder = place.path("pool/volumes/v1-00000000000000000000000000000001");
+    fs::create_dir(&folder).unwrap();
+    let record = folder.join("volume.json");
+    mkfifo(&record, Mode::S_IRUSR).unwrap();
+    let mut victim = Victim::spawn(&place, "image");
+    // Only what somebody reads can be opened in this way.
+    let open = || fs::OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(&record).ok();
+    let _writer = wait_until("the driver to wait for the record", Duration::from_secs(60), open);
+    kill(Pid::from_raw(victim.0.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
+    let status = wait_until("the driver to end", Duration::from_secs(60), || victim.0.try_wait().unwrap());
+    assert!(status.success(), "{status}");
 }

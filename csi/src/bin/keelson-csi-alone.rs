@@ -1,5 +1,6 @@
 //! The driver as a program of its own, without the supervisor: for this crate's tests, and for pointing a CSI suite at
-//! it by hand. Production runs `keelson run --only storage`.
+//! it by hand. Production runs `keelson run --only storage`, and no image holds this program. It isn't an example or a
+//! part of the tests because Cargo tells tests the path of nothing but a crate's own programs.
 //!
 //! `keelson-csi-alone serve SECTION.json NODE STATE_DIR` serves the storage section in that file until SIGTERM.
 
@@ -39,7 +40,7 @@ fn serve(section: PathBuf, name: String, state_dir: PathBuf) -> Result<(), Box<d
         .map_err(|problem| problem.to_string())?;
     let settings = section.validate(&Node { name, state_dir, root: HostRoot::system() })?;
     let runtime = tokio::runtime::Runtime::new()?;
-    runtime.block_on(async {
+    let served = runtime.block_on(async {
         let driver = Driver::new(settings, &mut Registry::default())?;
         let mut terminate = signal(SignalKind::terminate())?;
         let shutdown = CancellationToken::new();
@@ -50,5 +51,8 @@ fn serve(section: PathBuf, name: String, state_dir: PathBuf) -> Result<(), Box<d
         });
         let (ready, _) = watch::channel(Err("starting".to_owned()));
         Ok(driver.run(ready, shutdown).await?)
-    })
+    });
+    // What a disk that doesn't answer keeps in a thread must not keep the program.
+    runtime.shutdown_background();
+    served
 }
