@@ -516,14 +516,14 @@ async fn what_lies_at_a_target_and_is_not_the_drivers_is_never_removed() {
             let status = expect_code(driver.unpublish(&id, &target).await, code);
             assert!(status.message().starts_with(&format!("target_path: \"{target}\" ")), "{status}");
             assert_eq!(fs::symlink_metadata(&target).unwrap().ino(), before.ino());
-            // A file for a directory is another mistake than a file that holds data.
+            // What is of another kind is another mistake than what holds data.
             let is_mount = capability() == mounted();
-            if !(what == "directory" && is_mount) {
-                let code = if what == "data" && !is_mount { Code::FailedPrecondition } else { Code::InvalidArgument };
-                let publish = publication(&id, &staging, &target, capability());
-                let status = expect_code(driver.publish(publish).await, code);
-                assert!(status.message().starts_with(&format!("target_path: \"{target}\" ")), "{status}");
-            }
+            let code = match (what, is_mount) {
+                ("data", false) | ("directory", true) => Code::FailedPrecondition,
+                _ => Code::InvalidArgument,
+            };
+            let status = expect_code(driver.publish(publication(&id, &staging, &target, capability())).await, code);
+            assert!(status.message().starts_with(&format!("target_path: \"{target}\" ")), "{status}");
             let after = fs::symlink_metadata(&target).unwrap();
             assert_eq!((after.ino(), after.size()), (before.ino(), before.size()));
             fs::remove_file(&target).or_else(|_| fs::remove_dir_all(&target)).unwrap();

@@ -8,7 +8,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
 };
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
 
 use crate::policy::TargetPath;
 
@@ -37,12 +37,14 @@ pub(crate) fn look(path: &TargetPath) -> io::Result<Option<Stat>> {
 }
 
 /// Makes an empty directory at `path`, whose parent must exist, and says whether it did; one that is there is fine.
+/// What holds something is refused: the mount would hide it, and could not be cleaned up after.
 pub(crate) fn make_directory(path: &TargetPath) -> io::Result<bool> {
     let parent = open_parent(path)?;
     match rustix::fs::mkdirat(&parent, path.name(), Mode::from_raw_mode(0o750)) {
         Ok(()) => Ok(true),
         Err(rustix::io::Errno::EXIST) => match found_at(&parent, path)? {
-            Found::Directory => Ok(false),
+            Found::Directory if is_empty(&parent, path)? => Ok(false),
+            Found::Directory => Err(io::Error::from_raw_os_error(libc::ENOTEMPTY)),
             Found::Link => Err(io::Error::from_raw_os_error(libc::ELOOP)),
             _ => Err(io::Error::from_raw_os_error(libc::ENOTDIR)),
         },
@@ -64,6 +66,16 @@ pub(crate) fn make_file(path: &TargetPath) -> io::Result<bool> {
         },
         Err(error) => Err(error.into()),
     }
+}
+
+fn is_empty(parent: impl AsFd, path: &TargetPath) -> io::Result<bool> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    for entry in Dir::new(rustix::fs::openat(parent, path.name(), flags, Mode::empty())?)? {
+        if !matches!(entry?.file_name().to_bytes(), b"." | b"..") {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// What is at a path, as far as it matters to who makes or removes a mount point.
@@ -171,6 +183,7 @@ mod tests {
         for name in ["d", "d/precious"] {
             assert_eq!(remove(&target(&top.join(name))).unwrap_err().raw_os_error(), Some(libc::ENOTEMPTY));
         }
+        assert_eq!(make_directory(&target(&top.join("d"))).unwrap_err().raw_os_error(), Some(libc::ENOTEMPTY));
         assert_eq!(make_file(&target(&top.join("d/precious"))).unwrap_err().raw_os_error(), Some(libc::ENOTEMPTY));
         assert_eq!(fs::read(top.join("d/precious")).unwrap(), b"x");
         let _socket = std::os::unix::net::UnixListener::bind(top.join("s")).unwrap();
