@@ -4,6 +4,7 @@
 
 use std::{
     fs,
+    panic::AssertUnwindSafe,
     process::{Output, Stdio},
     time::Duration,
 };
@@ -22,7 +23,7 @@ fn what_keelson_put_on_the_node_is_taken_away_and_volumes_stay() {
     skip_unless!(is_root(), "not root, which network namespaces take");
     let directory = tempfile::tempdir().unwrap();
     let root = directory.path();
-    for folder in ["conf", "bin", "pool/volume", "cdi"] {
+    for folder in ["conf", "bin", "pool", "cdi"] {
         fs::create_dir_all(root.join(folder)).unwrap();
     }
     let conflist = root.join("conf/10-test.conflist");
@@ -52,21 +53,22 @@ fn what_keelson_put_on_the_node_is_taken_away_and_volumes_stay() {
     .unwrap();
     let namespace = Netns::new().unwrap();
     let entries = |folder: &str| fs::read_dir(root.join(folder)).map_or(0, Iterator::count);
-    let mut devices = namespace
-        .command(env!("CARGO_BIN_EXE_keelson"))
-        .args(["run", "--only", "devices", "--config"])
-        .arg(&config)
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let made = std::panic::catch_unwind(|| {
-        wait_until("the devices and their CDI file", LIMIT, || {
-            (entries("cdi") == 1 && entries("state/devices") > 0).then_some(())
-        });
-    });
-    kill(Pid::from_raw(i32::try_from(devices.id()).unwrap()), Signal::SIGTERM).unwrap();
-    assert!(devices.wait().unwrap().success());
-    made.unwrap();
+    let run_until = |plugin: &str, what: &str, made: &dyn Fn() -> bool| {
+        let mut child = namespace
+            .command(env!("CARGO_BIN_EXE_keelson"))
+            .args(["run", "--only", plugin, "--config"])
+            .arg(&config)
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let waited = std::panic::catch_unwind(AssertUnwindSafe(|| wait_until(what, LIMIT, || made().then_some(()))));
+        kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGTERM).unwrap();
+        assert!(child.wait().unwrap().success());
+        waited.unwrap();
+    };
+    run_until("devices", "the devices and their CDI file", &|| entries("cdi") == 1 && entries("state/devices") > 0);
+    run_until("storage", "the pool and its socket", &|| entries("pool") > 0 && root.join("csi.sock").exists());
+    fs::create_dir(root.join("pool/volume")).unwrap();
     let uninstall = || -> Output {
         namespace.command(env!("CARGO_BIN_EXE_keelson")).args(["uninstall", "--config"]).arg(&config).output().unwrap()
     };
