@@ -336,7 +336,10 @@ async fn a_helper_that_cannot_be_watched_is_not_left_alone() {
 async fn a_disk_that_does_not_answer_does_not_keep_the_program() {
     needs_a_kernel!();
     let place = Place::new();
-    drop(Victim::start(&place, "image").await);
+    let victim = Victim::start(&place, "image").await;
+    // The start doesn't wait for a slow disk.
+    wait_until("the pool to be made", Duration::from_secs(60), || place.path("pool/volumes").exists().then_some(()));
+    drop(victim);
     // A record that nobody ever writes stands for it.
     let folder = place.path("pool/volumes/v1-00000000000000000000000000000001");
     fs::create_dir(&folder).unwrap();
