@@ -211,7 +211,7 @@ fn list(state: &State, request: &ListVolumesRequest) -> Result<ListVolumesRespon
         return Err(Problem::new("max_entries", request.max_entries, "is negative", "use 0 for no limit").into());
     };
     // A disk that doesn't answer keeps whoever asks; one that waits is enough.
-    let _guard = state.in_flight.begin("the list of volumes", "ListVolumes")?;
+    let _guard = state.in_flight.begin_in_turn("the list of volumes", "ListVolumes")?;
     let page = page(&state.pools.all()?, &request.starting_token, max_entries)?;
     let node = &state.settings.node_name;
     let entries =
@@ -240,7 +240,8 @@ fn capacity(state: &State, request: &GetCapacityRequest) -> Result<GetCapacityRe
         return Ok(answer(0, 0, ContentKind::Block));
     };
     // As with the list.
-    let _guard = state.in_flight.begin(format!("the capacity of pool {}", pool.settings.name), "GetCapacity")?;
+    let _guard =
+        state.in_flight.begin_in_turn(format!("the capacity of pool {}", pool.settings.name), "GetCapacity")?;
     pool.check_writable()?;
     let available = state.pools.available(pool)?;
     let largest = match content {

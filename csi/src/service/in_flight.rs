@@ -5,13 +5,23 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
+
+/// How long a call that only looks waits for one before it. Looking takes milliseconds, unless the disk hangs: then
+/// one call that hangs with it is enough.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What is being done to which volume right now.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct InFlight(Arc<Mutex<BTreeMap<String, Operation>>>);
+pub(crate) struct InFlight(Arc<Operations>);
+
+#[derive(Debug, Default)]
+struct Operations {
+    running: Mutex<BTreeMap<String, Operation>>,
+    ended: Condvar,
+}
 
 #[derive(Clone, Copy, Debug)]
 struct Operation {
@@ -39,24 +49,35 @@ pub(crate) struct Pending {
 impl InFlight {
     /// Takes `key`, a volume's id or quoted name, for `operation`.
     pub(crate) fn begin(&self, key: impl Into<String>, operation: &'static str) -> Result<Guard, Pending> {
-        let key = key.into();
-        let mut operations = self.lock();
-        if let Some(running) = operations.get(&key) {
-            return Err(Pending { key, operation: running.name, seconds: running.since.elapsed().as_secs() });
+        self.take(key.into(), operation, Duration::ZERO)
+    }
+
+    /// Takes `key` for an `operation` that only looks, once whoever looks already has ended. Blocks for some seconds at
+    /// most, so it belongs on a thread that may.
+    pub(crate) fn begin_in_turn(&self, key: impl Into<String>, operation: &'static str) -> Result<Guard, Pending> {
+        self.take(key.into(), operation, PATIENCE)
+    }
+
+    fn take(&self, key: String, operation: &'static str, patience: Duration) -> Result<Guard, Pending> {
+        let waited = self.0.ended.wait_timeout_while(self.lock(), patience, |running| running.contains_key(&key));
+        let (mut running, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        if let Some(other) = running.get(&key) {
+            return Err(Pending { key, operation: other.name, seconds: other.since.elapsed().as_secs() });
         }
-        operations.insert(key.clone(), Operation { name: operation, since: Instant::now() });
+        running.insert(key.clone(), Operation { name: operation, since: Instant::now() });
         Ok(Guard { in_flight: self.clone(), key })
     }
 
     /// A map is whole after every single call on it, so one that a panicking thread held is as good as any.
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Operation>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
         self.in_flight.lock().remove(&self.key);
+        self.in_flight.0.ended.notify_all();
     }
 }
 
@@ -74,6 +95,21 @@ mod tests {
         drop(guard);
         drop(in_flight.begin("v", "DeleteVolume").unwrap());
         drop(other);
+    }
+
+    #[test]
+    fn those_who_only_look_take_turns() {
+        let in_flight = InFlight::default();
+        let first = in_flight.begin("the list", "ListVolumes").unwrap();
+        std::thread::scope(|scope| {
+            let others: Vec<_> =
+                (0..8).map(|_| scope.spawn(|| in_flight.begin_in_turn("the list", "ListVolumes").map(drop))).collect();
+            assert!(in_flight.begin("the list", "ListVolumes").is_err());
+            drop(first);
+            for other in others {
+                assert!(other.join().unwrap().is_ok());
+            }
+        });
     }
 
     #[test]

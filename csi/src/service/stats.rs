@@ -38,7 +38,8 @@ pub(super) fn stats(
         return Err(Problem::new("volume_path", "", "is missing", "it is required").into());
     }
     // Looking disturbs no other operation; but on a disk that doesn't answer, one that waits is enough.
-    let _guard = state.in_flight.begin(format!("stats of {id}"), "NodeGetVolumeStats").map_err(VolumeError::from)?;
+    let _guard =
+        state.in_flight.begin_in_turn(format!("stats of {id}"), "NodeGetVolumeStats").map_err(VolumeError::from)?;
     let (pool, record) = state.pools.locate(id).map_err(VolumeError::from)?;
     let not_there = || StatsError::NotThere { id: id.to_owned(), path: request.volume_path.clone() };
     // No volume is at what can't be a target path.
