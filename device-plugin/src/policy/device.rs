@@ -71,9 +71,9 @@ impl Device {
                     .filter_map(|node| node.path.to_str())
                     .any(|path| patterns.iter().any(|pattern| pattern.matches(path))),
                 (&Selector::Pci { vendor, device }, origin) => origin == Origin::Pci { vendor, device },
-                _ => false,
+                (Selector::DeviceNodes(_), Origin::Simulated | Origin::Pci { .. }) => false,
             }),
-            _ => false,
+            (Source::Simulated { .. }, Origin::DeviceNode | Origin::Pci { .. }) => false,
         }
     }
 }
