@@ -77,7 +77,7 @@ fn what_keelson_put_on_the_node_is_taken_away_and_volumes_stay() {
         let output = uninstall();
         assert!(output.status.success(), "{output:?}");
         let told = String::from_utf8(output.stdout).unwrap();
-        assert!(told.contains("network: removed the network config"), "{told}");
+        assert!(told.contains("network: the network config, the records and the nftables rules are gone"), "{told}");
         assert!(told.contains("storage: volumes and pools are left in place"), "{told}");
         assert!(!conflist.exists());
         assert_eq!(entries("cdi"), 0, "CDI files are left");

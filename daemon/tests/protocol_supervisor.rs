@@ -532,6 +532,12 @@ fn the_machine_is_inspected() {
         .unwrap();
     assert_eq!(nothing.status.code(), Some(1));
     assert!(String::from_utf8(nothing.stderr).unwrap().contains("failed to read parts of the host"));
+    let absent = empty.path().join("absent");
+    let nothing =
+        Command::new(env!("CARGO_BIN_EXE_keelson")).args(["inspect", "--host-root"]).arg(&absent).output().unwrap();
+    let told = String::from_utf8(nothing.stderr).unwrap();
+    assert_eq!(told.lines().count(), 1, "{told}");
+    assert!(told.contains(&format!("failed to look at the host: {}", absent.display())), "{told}");
 }
 
 #[test]

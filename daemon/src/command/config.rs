@@ -77,16 +77,16 @@ fn check(arguments: &ReadArguments) -> Result<(), Failure> {
             let problem = Problem::new("", "", format!("is not valid YAML: {message}"), "");
             (Vec::new(), problem.into())
         }
-        Err(ConfigError::Read { .. }) => (Vec::new(), Problems::default()),
+        Err(error @ ConfigError::Read { .. }) => (Vec::new(), Problem::new("", "", error.to_string(), "").into()),
     };
-    if arguments.output == Format::Json && !matches!(loaded, Err(ConfigError::Read { .. })) {
+    if arguments.output == Format::Json {
         let problems: Vec<_> = problems
             .0
             .iter()
             .map(|Problem { path, value, wrong, remedy }| CheckedProblem { path, value, wrong, remedy })
             .collect();
         print_json(&Checked { valid: problems.is_empty(), plugins, problems })?;
-    } else if problems.0.is_empty() && loaded.is_ok() {
+    } else if problems.0.is_empty() {
         let path = arguments.config.config.display();
         print(&format!(
             "{path}: valid; plugins: {}\n",

@@ -1,5 +1,7 @@
 //! `keelson inspect`: the picture of the host that every plugin decides on.
 
+use std::{fs, io};
+
 use clap::Args;
 use keelson_host::{HostRoot, Inspection};
 
@@ -20,7 +22,13 @@ pub(super) struct InspectArguments {
 
 /// Prints all that could be read, and fails if something could not.
 pub(super) fn run(arguments: &InspectArguments) -> Result<(), Failure> {
-    let inspection = Inspection::read(&HostRoot::at(&arguments.host.host_root));
+    let root = &arguments.host.host_root;
+    // Otherwise each part would complain on its own.
+    fs::read_dir(root).map_err(|error| Failure::System {
+        action: "look at the host",
+        source: io::Error::new(error.kind(), format!("{}: {error}", root.display())),
+    })?;
+    let inspection = Inspection::read(&HostRoot::at(root));
     match arguments.output {
         Format::Text => print(&format!("{inspection}\n"))?,
         Format::Json => print_json(&inspection)?,

@@ -36,12 +36,12 @@ pub const DEFAULT: &str = include_str!("default.yaml");
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file could not be read.
-    #[error("failed to read {}", path.display())]
+    #[error("failed to read {}: {cause}{}", path.display(), remedy(cause))]
     Read {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The file isn't YAML, or not the part of YAML that a config needs.
     #[error("{} is not valid YAML: {message}", path.display())]
@@ -73,6 +73,13 @@ pub struct NodeConfig {
     address: SocketAddr,
 }
 
+fn remedy(cause: &io::Error) -> &'static str {
+    match cause.kind() {
+        io::ErrorKind::NotFound => "; write one with `keelson config default > FILE`, or name one with --config FILE",
+        _ => "",
+    }
+}
+
 impl NodeConfig {
     /// Reads the config at `path`, with what the environment says in its place.
     ///
@@ -81,7 +88,7 @@ impl NodeConfig {
     /// When the file can't be read, isn't YAML, or its shared part is wrong. A wrong section is not an error here:
     /// [`crate::plugins::check`] judges it.
     pub fn load(path: &Path, root: HostRoot) -> Result<Self, ConfigError> {
-        let text = read(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let text = read(path).map_err(|cause| ConfigError::Read { path: path.to_owned(), cause })?;
         Environment::of_this_process()
             .map_err(Problems::from)
             .map_err(|problems| ConfigError::Invalid { path: path.to_owned(), problems })

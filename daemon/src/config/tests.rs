@@ -219,7 +219,9 @@ fn what_is_no_file_of_a_sane_size_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let load = |path: &Path| keelson_host::error_chain(&NodeConfig::load(path, HostRoot::system()).unwrap_err());
     let missing = directory.path().join("missing");
-    assert_eq!(load(&missing), format!("failed to read {}: No such file or directory (os error 2)", missing.display()));
+    let hint = "; write one with `keelson config default > FILE`, or name one with --config FILE";
+    let expected = format!("failed to read {}: No such file or directory (os error 2){hint}", missing.display());
+    assert_eq!(load(&missing), expected);
     assert!(load(directory.path()).ends_with("not a regular file"));
     let long = directory.path().join("long");
     std::fs::write(&long, vec![b'#'; 2 << 20]).unwrap();

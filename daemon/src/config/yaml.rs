@@ -37,7 +37,16 @@ pub(super) fn parse(text: &str) -> Result<Value, String> {
         reject_unsupported_tags: true,
         with_snippet: false,
     };
-    serde_saphyr::from_str_with_options(text, options).map_err(|error| error.to_string().replace('\n', " "))
+    serde_saphyr::from_str_with_options(text, options).map_err(|error| in_our_words(&error.to_string()))
+}
+
+/// The library's message without advice that is for programmers, in one line.
+fn in_our_words(message: &str) -> String {
+    message
+        .replace('\n', " ")
+        .replace(", set DuplicateKeyPolicy in Options if acceptable", " (given twice; remove one)")
+        .replace("budget breached: Documents { documents: 2 }", "a second document; a config is one document")
+        .replace("budget breached: ", "too much for a config: ")
 }
 
 #[cfg(test)]
@@ -61,9 +70,9 @@ mod tests {
 
     #[test]
     fn what_two_readers_could_read_differently_is_refused() {
-        refused("a: 1\na: 2\n", "duplicate");
+        refused("a: 1\na: 2\n", "duplicate mapping key: a (given twice; remove one) at line 2");
         refused("x: &x {a: 1}\ny: {<<: *x}\n", "merge");
-        refused("a: 1\n---\nb: 1\n", "document");
+        refused("a: 1\n---\nb: 1\n", "a second document; a config is one document");
         refused("a: !secret 1\n", "tag");
         refused("a: .nan\n", "finite");
     }

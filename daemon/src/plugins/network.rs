@@ -84,10 +84,10 @@ impl Plugin for Network {
             let message = format!("{attachments_left} Pods are still attached; delete them and run this again");
             return Err(message.into());
         }
-        let mut told = vec!["removed the network config, the records and the nftables rules".to_owned()];
+        let mut told = vec!["the network config, the records and the nftables rules are gone".to_owned()];
         told.push(match bridge_removed {
-            true => format!("removed the bridge {}", settings.bridge()),
-            false => format!("left the bridge {} alone: it is absent or not Keelson's", settings.bridge()),
+            true => format!("the bridge {} is gone", settings.bridge()),
+            false => format!("left the bridge {} alone: it has ports, or is not Keelson's", settings.bridge()),
         });
         Ok(told)
     }
