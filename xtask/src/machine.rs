@@ -130,7 +130,12 @@ pub(crate) fn build_tools(tools: &[Tool]) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn check_go() -> Result<()> {
+/// Checks that there is a Go toolchain, and one that is young enough.
+///
+/// # Errors
+///
+/// One line with the remedy.
+pub(crate) fn check_go() -> Result<()> {
     const OLDEST: (u32, u32) = (1, 26);
     let version = go_version()?;
     // Sample: "go1.26.8"

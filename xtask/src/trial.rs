@@ -45,7 +45,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     eprintln!("Building Keelson");
     let packages = ["keelson", "keelson-cni", "keelson-nodelab"];
     let mut build = cargo("build");
-    build.args(["--quiet", "--bins"]).stdout(Stdio::from(std::io::stderr()));
+    build.arg("--bins").stdout(Stdio::from(std::io::stderr()));
     for package in packages {
         build.args(["--package", package]);
     }
