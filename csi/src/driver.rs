@@ -2,7 +2,7 @@
 
 use std::{fs, time::Duration};
 
-use keelson_host::PrivateSocket;
+use keelson_host::{PrivateSocket, error_chain};
 use keelson_proto::csi::v1::{
     controller_server::ControllerServer, identity_server::IdentityServer, node_server::NodeServer,
 };
@@ -14,7 +14,7 @@ use tonic::transport::Server;
 
 use crate::{
     StorageSettings,
-    error::{Error, full_message},
+    error::Error,
     service::{Metrics, ObserveLayer, Service, State},
     store::{Attachments, Pool},
 };
@@ -43,7 +43,7 @@ impl Driver {
     /// When the state directory can't be used.
     pub fn new(settings: StorageSettings, registry: &mut Registry) -> Result<Self, Error> {
         let attachments =
-            Attachments::open(&settings.state_dir).map_err(|error| Error::State { reason: full_message(&error) })?;
+            Attachments::open(&settings.state_dir).map_err(|error| Error::State { reason: error_chain(&error) })?;
         let metrics = Metrics::register(registry);
         Ok(Self { service: Service::new(State::new(settings, attachments, metrics)) })
     }
@@ -112,7 +112,7 @@ async fn adopt(service: &Service) {
             let checked = pool.check();
             service.state().metrics.observe_pools(&service.state().pools);
             if let Err(error) = checked {
-                tracing::error!(pool = pool.settings.name, error = full_message(&error), "pool is unavailable");
+                tracing::error!(pool = pool.settings.name, error = error_chain(&error), "pool is unavailable");
             }
         });
     }

@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use keelson_host::Problem;
+use keelson_host::{Problem, error_chain};
 use tonic::{Code, Status};
 
 use crate::{
@@ -65,22 +65,6 @@ impl From<Problem> for QueryError {
     fn from(problem: Problem) -> Self {
         Self::Invalid(problem)
     }
-}
-
-/// The error with all its causes: gRPC carries one message, and the cause is what an operator needs.
-pub(crate) fn full_message(error: &dyn std::error::Error) -> String {
-    let mut message = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let text = error.to_string();
-        // A transparent error repeats its cause.
-        if !message.ends_with(&text) {
-            message.push_str(": ");
-            message.push_str(&text);
-        }
-        cause = error.source();
-    }
-    message
 }
 
 /// Which gRPC code an error is; the CSI spec's tables decide, and this trait is where they are obeyed.
@@ -318,7 +302,7 @@ macro_rules! into_status {
     ($($error:ty),*) => {
         $(impl From<$error> for Status {
             fn from(error: $error) -> Self {
-                Self::new(error.code(), full_message(&error))
+                Self::new(error.code(), error_chain(&error))
             }
         })*
     };

@@ -16,6 +16,7 @@ mod volume;
 
 use std::sync::Arc;
 
+use keelson_host::error_chain;
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 use tonic::{Response, Status};
@@ -31,7 +32,6 @@ pub(crate) use volume::VolumeError;
 
 use crate::{
     StorageSettings,
-    error::full_message,
     store::{Attachments, Pools},
 };
 
@@ -100,7 +100,7 @@ impl Service {
             let answer = work(&state);
             state.metrics.observe_pools(&state.pools);
             answer.map_err(|error| {
-                let message = full_message(&error);
+                let message = error_chain(&error);
                 let status = error.into();
                 tracing::warn!(method, volume, code = ?status.code(), error = message, "call failed");
                 status
