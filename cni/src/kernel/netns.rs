@@ -100,6 +100,11 @@ impl Namespace {
         Ok(self.within(RouteSocket::open)??)
     }
 
+    /// Its device and inode numbers, which tell it from every other namespace that exists at the same time.
+    pub(crate) fn identity(&self) -> (u64, u64) {
+        self.identity
+    }
+
     /// The path that it was opened by.
     pub(crate) fn path(&self) -> &Path {
         &self.path

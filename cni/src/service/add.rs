@@ -29,7 +29,7 @@ use crate::{
         veth::{self, VethPair},
     },
     policy::naming,
-    store::{AttachmentState, Record, Store, VERSION, describe},
+    store::{AttachmentState, Kind, Record, Store, VERSION, describe},
 };
 
 /// What an ADD works on.
@@ -115,9 +115,11 @@ impl Addition<'_> {
             version: VERSION,
             boot_id: store.boot_id().to_owned(),
             state: AttachmentState::Pending,
+            kind: Kind::Bridge,
             network: self.config.name.clone(),
             key: self.call.key.clone(),
             netns: self.call.netns.clone().unwrap_or_default().to_string_lossy().into_owned(),
+            netns_identity: Some(self.namespace.identity()),
             pod: self.call.args.pod.clone(),
             bridge: self.attachment.bridge.clone(),
             host_mac: naming::host_mac(&host_interface).to_string(),
@@ -126,6 +128,12 @@ impl Addition<'_> {
             mtu: None,
             addresses: Vec::new(),
             routes: Vec::new(),
+            ipam_plugin: None,
+            masquerade: self.attachment.masquerade,
+            ports: Vec::new(),
+            bandwidth: None,
+            shaping_interface: None,
+            spoof_check: false,
             // A clock before 1970 is told as 1970.
             created_at_seconds: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
         }
@@ -283,7 +291,7 @@ fn with_gateway(route: &Route, record: &Record) -> Route {
     if route.gw.is_none() && !route.is_on_link() {
         let is_ipv4 = route.dst.addr().is_ipv4();
         let lease = record.addresses.iter().find(|lease| lease.address.addr().is_ipv4() == is_ipv4);
-        route.gw = lease.map(|lease| lease.gateway);
+        route.gw = lease.and_then(|lease| lease.gateway);
     }
     route
 }

@@ -32,7 +32,7 @@ pub(super) struct ResultInterface {
 #[derive(Clone, Debug)]
 pub(super) struct ResultAddress {
     pub(super) address: IpNet,
-    pub(super) gateway: IpAddr,
+    pub(super) gateway: Option<IpAddr>,
     pub(super) interface: usize,
 }
 
@@ -69,9 +69,11 @@ fn interface_json(interface: &ResultInterface, version: SpecVersion) -> Value {
 fn address_json(address: &ResultAddress, version: SpecVersion) -> Value {
     let mut json = json!({
         "address": address.address.to_string(),
-        "gateway": address.gateway.to_string(),
         "interface": address.interface,
     });
+    if let Some(gateway) = address.gateway {
+        json["gateway"] = json!(gateway.to_string());
+    }
     if version < SpecVersion::V1_0_0 {
         json["version"] = json!(if address.address.addr().is_ipv4() { "4" } else { "6" });
     }
@@ -109,14 +111,10 @@ mod tests {
             addresses: vec![
                 ResultAddress {
                     address: "10.88.0.5/16".parse().unwrap(),
-                    gateway: "10.88.0.1".parse().unwrap(),
+                    gateway: "10.88.0.1".parse().ok(),
                     interface: 2,
                 },
-                ResultAddress {
-                    address: "fd00::5/64".parse().unwrap(),
-                    gateway: "fd00::1".parse().unwrap(),
-                    interface: 2,
-                },
+                ResultAddress { address: "fd00::5/64".parse().unwrap(), gateway: "fd00::1".parse().ok(), interface: 2 },
             ],
             routes: vec![
                 Route { gw: Some("10.88.0.1".parse().unwrap()), ..Route::to("0.0.0.0/0".parse().unwrap()) },

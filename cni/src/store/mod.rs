@@ -25,7 +25,8 @@ use std::{
 use keelson_host::{Durability, write_atomic};
 use serde::{Deserialize, Serialize};
 
-pub(crate) use record::{AttachmentState, Lease, Record, VERSION};
+use record::OLDEST_VERSION;
+pub(crate) use record::{AttachmentState, Kind, Lease, Record, VERSION};
 
 use crate::{
     config::{invocation::AttachmentKey, range::RangeSet},
@@ -46,7 +47,7 @@ pub(crate) enum StoreError {
     #[error("unexpected content in {}: {detail}", path.display())]
     Corrupt { path: PathBuf, detail: String },
     #[error(
-        "{} is of format version {found}, and this program reads version {VERSION}: it was written by another release",
+        "{} is of format version {found}, and this program reads {OLDEST_VERSION} to {VERSION}: it was written by another release",
         path.display()
     )]
     OtherVersion { path: PathBuf, found: u32 },
@@ -170,7 +171,7 @@ impl Store {
             let Ok(lease) = ipnet::IpNet::new(address, range.subnet.prefix_len()) else {
                 return Err(exhausted(index, set));
             };
-            record.addresses.push(Lease { address: lease, gateway: range.gateway, set: index });
+            record.addresses.push(Lease { address: lease, gateway: Some(range.gateway), set: Some(index) });
             if allocator.cursor != before {
                 moved.push((index, before, allocator));
             }
@@ -203,9 +204,10 @@ impl Store {
         let _lock = self.lock_network()?;
         let mut walked_anew = Ok(());
         for lease in &record.addresses {
-            if self.queue_released(lease).is_err() {
+            let Some(set) = lease.set else { continue };
+            if self.queue_released(set, lease.address.addr()).is_err() {
                 // On a full disk nothing can be queued, but the walk be made to come by the address once more.
-                walked_anew = walked_anew.and(self.walk_anew(lease.set));
+                walked_anew = walked_anew.and(self.walk_anew(set));
             }
         }
         let path = self.record_path(&record.key);
@@ -319,18 +321,18 @@ impl Store {
         }
     }
 
-    fn queue_released(&self, lease: &Lease) -> Result<(), StoreError> {
-        let path = self.allocator_path(lease.set);
+    fn queue_released(&self, set: usize, address: IpAddr) -> Result<(), StoreError> {
+        let path = self.allocator_path(set);
         let Some(mut allocator) = read_json::<AllocatorFile>(&path)? else { return Ok(()) };
-        let entry = self.released_path(lease.set, allocator.cursor.tail);
+        let entry = self.released_path(set, allocator.cursor.tail);
         if let Some(directory) = entry.parent() {
             fs::create_dir_all(directory).map_err(failed("create", directory))?;
         }
         // A process that was killed before it counted its entry left one at this number.
         ignore_absence(fs::remove_file(&entry)).map_err(failed("remove", &entry))?;
-        symlink(lease.address.addr().to_string(), &entry).map_err(failed("create", &entry))?;
+        symlink(address.to_string(), &entry).map_err(failed("create", &entry))?;
         allocator.cursor.tail += 1;
-        self.write_allocator(lease.set, &allocator)
+        self.write_allocator(set, &allocator)
     }
 
     /// Makes the walk through a set start over, past what is in use. Unlike any other way to say so this takes no space.
@@ -449,7 +451,7 @@ fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>, Sto
     };
     let corrupt = |error: serde_json::Error| StoreError::Corrupt { path: path.to_owned(), detail: error.to_string() };
     let Versioned { version } = serde_json::from_slice(&bytes).map_err(corrupt)?;
-    if version != VERSION {
+    if !(OLDEST_VERSION..=VERSION).contains(&version) {
         return Err(StoreError::OtherVersion { path: path.to_owned(), found: version });
     }
     serde_json::from_slice(&bytes).map(Some).map_err(corrupt)

@@ -6,12 +6,32 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{
+    bandwidth::Bandwidth,
     invocation::{AttachmentKey, Pod},
     network::Route,
+    ports::PortMapping,
 };
 
-/// The version of the format that this program writes, and the only one that it reads.
-pub(crate) const VERSION: u32 = 1;
+/// The version of the format that this program writes.
+pub(crate) const VERSION: u32 = 2;
+
+/// The oldest version that it reads: 1 had bridge attachments only, with none of the optional keys.
+pub(crate) const OLDEST_VERSION: u32 = 1;
+
+/// What kind of attachment a record is about: what there is to undo.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Kind {
+    /// A veth pair whose host end is a port of a bridge.
+    #[default]
+    Bridge,
+    /// A veth pair with host routes.
+    Routed,
+    /// Addresses only: another plugin, which calls this one as its IPAM, makes the interface.
+    Ipam,
+    /// Host ports only, of a container that another plugin attached.
+    Ports,
+}
 
 /// How far the attachment has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,12 +50,18 @@ pub(crate) struct Record {
     pub(crate) version: u32,
     pub(crate) boot_id: String,
     pub(crate) state: AttachmentState,
+    #[serde(default)]
+    pub(crate) kind: Kind,
     pub(crate) network: String,
     #[serde(flatten)]
     pub(crate) key: AttachmentKey,
     /// The namespace's path as the runtime gave it.
     pub(crate) netns: String,
+    /// That namespace's device and inode numbers, by which its processes are found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) netns_identity: Option<(u64, u64)>,
     pub(crate) pod: Pod,
+    /// Empty for a kind without one; likewise the names and addresses of the links.
     pub(crate) bridge: String,
     pub(crate) host_interface: String,
     pub(crate) host_mac: String,
@@ -45,6 +71,22 @@ pub(crate) struct Record {
     pub(crate) mtu: Option<u32>,
     pub(crate) addresses: Vec<Lease>,
     pub(crate) routes: Vec<Route>,
+    /// The plugin that the addresses came from and return to; `None` for the built-in IPAM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) ipam_plugin: Option<String>,
+    /// Whether the subnets of the addresses are masqueraded.
+    #[serde(default)]
+    pub(crate) masquerade: bool,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) ports: Vec<PortMapping>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) bandwidth: Option<Bandwidth>,
+    /// The link that what the container sends is shaped on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) shaping_interface: Option<String>,
+    /// Whether frames with another Ethernet address than the container's are dropped.
+    #[serde(default)]
+    pub(crate) spoof_check: bool,
     /// Seconds since 1970, UTC.
     pub(crate) created_at_seconds: u64,
 }
@@ -54,9 +96,11 @@ pub(crate) struct Record {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Lease {
     pub(crate) address: IpNet,
-    pub(crate) gateway: IpAddr,
-    /// The index of the range set that it came from, and to whose queue it returns.
-    pub(crate) set: usize,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) gateway: Option<IpAddr>,
+    /// The index of the range set that it came from, and to whose queue it returns; `None` for another plugin's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) set: Option<usize>,
 }
 
 impl Record {

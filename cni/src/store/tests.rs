@@ -30,9 +30,11 @@ fn record(store: &Store, id: &str) -> Record {
         version: VERSION,
         boot_id: store.boot_id().to_owned(),
         state: AttachmentState::Pending,
+        kind: Kind::Bridge,
         network: "net".to_owned(),
         key: AttachmentKey { container_id: id.to_owned(), ifname: "eth0".to_owned() },
         netns: String::new(),
+        netns_identity: None,
         pod: Pod::default(),
         bridge: "kl0".to_owned(),
         host_interface: "kl1".to_owned(),
@@ -41,6 +43,12 @@ fn record(store: &Store, id: &str) -> Record {
         mtu: None,
         addresses: Vec::new(),
         routes: Vec::new(),
+        ipam_plugin: None,
+        masquerade: false,
+        ports: Vec::new(),
+        bandwidth: None,
+        shaping_interface: None,
+        spoof_check: false,
         created_at_seconds: 0,
     }
 }
@@ -182,9 +190,9 @@ fn another_releases_record_is_named_and_not_guessed_at() {
     let store = store(&directory, BOOT);
     let record = reserve(&store, "a", &sets(&["10.0.0.0/24"])).unwrap();
     let path = directory.path().join(format!("net/{BOOT}/attachments/a@eth0"));
-    fs::write(&path, r#"{"version": 2, "somethingNew": true}"#).unwrap();
+    fs::write(&path, r#"{"version": 3, "somethingNew": true}"#).unwrap();
     let error = store.read(&record.key).unwrap_err().to_string();
-    let expected = format!("{} is of format version 2, and this program reads version 1", path.display());
+    let expected = format!("{} is of format version 3, and this program reads 1 to 2", path.display());
     assert!(error.starts_with(&expected), "{error}");
 }
 
