@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use crate::{
     config::{invocation::EnvironmentError, network::ConfigError, version::SpecVersion},
     kernel::{KernelError, bridge::BridgeError, netns::NamespaceError},
+    service::DelegateError,
     store::StoreError,
 };
 
@@ -39,6 +40,10 @@ pub(crate) enum Failure {
     Unavailable(String),
     #[error("the network can't serve ADD, and existing Pods may have no network: {0}")]
     Degraded(String),
+    #[error("{0}")]
+    Unspeakable(String),
+    #[error(transparent)]
+    Delegate(#[from] DelegateError),
     #[error("{} operations failed", .0.len())]
     Several(Vec<Failure>),
 }
@@ -60,7 +65,7 @@ impl Failure {
             Self::Namespace(NamespaceError::Open { .. } | NamespaceError::NotANamespace { .. }) => 4,
             Self::Stdin(_) | Self::Store(StoreError::Io { .. }) => 5,
             Self::Config(ConfigError::Decode(_)) => 6,
-            Self::Config(ConfigError::Invalid(_)) => 7,
+            Self::Config(ConfigError::Invalid(_)) | Self::Unspeakable(_) => 7,
             Self::Namespace(NamespaceError::Own { .. }) => 8,
             Self::Store(StoreError::Exhausted { .. } | StoreError::Taken { .. } | StoreError::Busy { .. }) => 11,
             Self::Unavailable(_) => 50,
@@ -71,6 +76,14 @@ impl Failure {
             Self::InterfaceExists { .. } => 103,
             Self::AttachmentDiffers(_) => 104,
             Self::CheckFailed(_) => 105,
+            // As the delegated plugin said it.
+            Self::Delegate(DelegateError::Failed { code, .. }) => *code,
+            Self::Delegate(
+                DelegateError::NotFound { .. }
+                | DelegateError::Execute { .. }
+                | DelegateError::NoError { .. }
+                | DelegateError::NoResult { .. },
+            ) => 107,
             Self::Store(StoreError::Corrupt { .. } | StoreError::OtherVersion { .. }) => 106,
             // Each failure is in the details; the first decides.
             Self::Several(failures) => failures.first().map_or(INTERNAL, Self::code),
@@ -96,6 +109,14 @@ impl Failure {
             }
             Self::InterfaceExists { .. } => "choose another CNI_IFNAME or remove it first".to_owned(),
             Self::AttachmentDiffers(differences) | Self::CheckFailed(differences) => differences.join("; "),
+            Self::Unspeakable(_) => "take cniVersion 0.3.0 or later".to_owned(),
+            Self::Delegate(DelegateError::Failed { plugin, details, .. }) => {
+                let separator = if details.is_empty() { "" } else { "; " };
+                format!("said by the plugin {plugin:?}{separator}{details}")
+            }
+            Self::Delegate(DelegateError::NotFound { .. }) => {
+                "install the plugin in a directory of CNI_PATH, or name another in ipam.type".to_owned()
+            }
             Self::Several(failures) => {
                 let texts: Vec<String> = failures.iter().map(Self::one_line).collect();
                 texts.join("; ")
@@ -107,6 +128,7 @@ impl Failure {
             | Self::Store(_)
             | Self::Kernel(_)
             | Self::Bridge(_)
+            | Self::Delegate(_)
             | Self::Unavailable(_)
             | Self::Degraded(_) => String::new(),
         }

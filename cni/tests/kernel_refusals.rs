@@ -25,9 +25,31 @@ fn a_bad_config_is_refused_with_its_code() {
     let ranges = |value: Value| changed(&node, |config| config["ipam"]["ranges"] = value);
     let cases: Vec<(u64, &str, Value)> = vec![
         (1, "\"9.9.9\"", changed(&node, |config| config["cniVersion"] = json!("9.9.9"))),
-        (1, "\"0.1.0\"", changed(&node, |config| _ = config.as_object_mut().unwrap().remove("cniVersion"))),
+        (
+            7,
+            "no valid IP addresses",
+            changed(&node, |config| {
+                // Without a version it is 0.1.0, whose results must hold an address.
+                _ = config.as_object_mut().unwrap().remove("cniVersion");
+                config["ipam"] = json!({});
+            }),
+        ),
+        (
+            7,
+            "more than 1 address per family",
+            changed(&node, |config| {
+                config["cniVersion"] = json!("0.2.0");
+                config["ipam"]["ranges"] = json!([[{"subnet": "10.77.0.0/24"}], [{"subnet": "10.78.0.0/24"}]]);
+            }),
+        ),
         (2, "vlan: \"7\" is not supported yet", changed(&node, |config| config["vlan"] = json!(7))),
-        (2, "host-local", changed(&node, |config| config["ipam"]["type"] = json!("host-local"))),
+        (
+            107,
+            "failed to find plugin \"host-local\"",
+            changed(&node, |config| config["ipam"]["type"] = json!("host-local")),
+        ),
+        (7, "mode: \"macvlan\"", changed(&node, |config| config["mode"] = json!("macvlan"))),
+        (7, "prevResult", changed(&node, |config| config["prevResult"] = json!({"ips": [{"address": "here"}]}))),
         (6, "", changed(&node, |config| config["cniVersion"] = json!(1))),
         (7, "name", changed(&node, |config| config["name"] = json!("../x"))),
         (7, "name", changed(&node, |config| config["name"] = json!(""))),
@@ -165,9 +187,12 @@ fn verbs_and_versions_fit_together() {
         assert_eq!(answer.code(), 1);
         assert!(answer.json()["details"].as_str().unwrap().contains(verb), "{answer:?}");
     }
+    let pod = Netns::new().unwrap();
+    let older = changed(&node, |config| config["cniVersion"] = json!("0.3.1"));
+    assert_eq!(node.call("CHECK", "c", Some(pod.path()), &older).code(), 1);
     for stated in ["1.0.0", "0.3.1", "7.7.7"] {
         let answer = node.call("VERSION", "", None, &json!({"cniVersion": stated}));
-        let expected = json!({"cniVersion": stated, "supportedVersions": ["0.4.0", "1.0.0", "1.1.0"]});
+        let expected = json!({"cniVersion": stated, "supportedVersions": ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"]});
         assert_eq!(answer.json(), expected);
     }
     let silent = feed(node.command("VERSION", "", None), b"");

@@ -26,6 +26,11 @@ pub(crate) fn identifier_fault(text: &str) -> Option<String> {
     }
 }
 
+/// What is wrong with the name of a plugin's executable, which is looked for in `CNI_PATH`; `None` if nothing is.
+pub(crate) fn plugin_name_fault(text: &str) -> Option<String> {
+    (text.contains('/') || text == "." || text == "..").then(|| "is a path".to_owned())
+}
+
 /// What is wrong with an interface's name, as a predicate; `None` if nothing is.
 ///
 /// The kernel's rule (`dev_valid_name`): no '/', ':' or white space, not "." or "..", at most 15 bytes. And not a name

@@ -11,15 +11,19 @@ use std::{
 
 use ipnet::IpNet;
 use keelson_host::{Problem, Problems};
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{
-    fields::{ADDRESS_REMEDY, Fields, not_a, objects},
+    dns::{Dns, parse_dns, read_resolv_conf},
+    fields::{Fields, not_a, objects},
     invocation::{AttachmentKey, CniArgs},
+    ipam::{built_in_ipam, parse_routes, parse_sets, requested_addresses},
     mac::Mac,
-    names::{identifier_fault, interface_name_fault},
-    range::{Range, RangeSet, RangeText, check_sets},
+    names::{identifier_fault, interface_name_fault, plugin_name_fault},
+    persona::{Executable, Persona},
+    range::RangeSet,
+    result::{CniResult, unspeakable},
+    route::{Route, check_routes, ipv6_default},
     version::SpecVersion,
 };
 
@@ -30,13 +34,7 @@ const DEFAULT_DATA_DIR: &str = "/run/keelson/network";
 const DEFAULT_BRIDGE: &str = "cni0";
 
 /// The type that selects the built-in IPAM.
-const OWN_TYPE: &str = "keelson-cni";
-
-/// The main routing table (rtnetlink(7)), where a route without a table goes.
-const MAIN_TABLE: u32 = 254;
-
-/// rtnetlink(7): from this scope on, a route has no gateway.
-const LINK_SCOPE: u8 = 253;
+pub(crate) const OWN_TYPE: &str = "keelson-cni";
 
 /// What is wrong with a network config.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -80,13 +78,21 @@ pub(crate) struct NetworkConfig {
     pub(crate) version: SpecVersion,
     pub(crate) name: String,
     pub(crate) data_dir: PathBuf,
+    /// The IPAM plugin that is to be executed, if addresses don't come from this one.
+    pub(crate) ipam_plugin: Option<String>,
+    /// Whether another plugin calls this one as its IPAM: only addresses are wanted.
+    pub(crate) is_ipam: bool,
+    /// As it came: a delegated plugin gets the complete config.
+    pub(crate) text: Vec<u8>,
+    persona: Persona,
     document: Map<String, Value>,
 }
 
 /// How Pods are attached to the network: a wholly checked config.
 #[derive(Clone, Debug)]
 pub(crate) struct Attachment {
-    pub(crate) bridge: String,
+    /// The bridge that the container is attached to; `None` in routed mode.
+    pub(crate) bridge: Option<String>,
     /// Whether the bridge carries the ranges' gateway addresses.
     pub(crate) is_gateway: bool,
     /// Whether addresses of the bridge that aren't the gateway's are removed.
@@ -99,49 +105,15 @@ pub(crate) struct Attachment {
     /// One address from each set; empty for a layer-2 attachment.
     pub(crate) sets: Vec<RangeSet>,
     pub(crate) routes: Vec<Route>,
+    /// Name servers of the config itself; if there are none, those of the IPAM are told.
     pub(crate) dns: Dns,
+    pub(crate) ipam_dns: Dns,
+    /// Whether the default routes go by the gateways.
+    pub(crate) is_default_gateway: bool,
     /// The Ethernet address asked for by config or runtime.
     pub(crate) mac: Option<Mac>,
     /// Addresses asked for; each is in one of `sets`, no two in the same.
     pub(crate) requested: Vec<IpAddr>,
-}
-
-/// A route inside the Pod.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Route {
-    pub(crate) dst: IpNet,
-    /// `None` takes the gateway of the address of that family.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) gw: Option<IpAddr>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) mtu: Option<u32>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) advmss: Option<u32>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) priority: Option<u32>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) table: Option<u32>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) scope: Option<u8>,
-}
-
-/// Name servers as the spec has them; the runtime, not the plugin, puts them into the container.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Dns {
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(crate) nameservers: Vec<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) domain: Option<String>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(crate) search: Vec<String>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(crate) options: Vec<String>,
-}
-
-impl Dns {
-    pub(crate) fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
 }
 
 /// The `cniVersion` of a document, if it is an object that has one; `VERSION` echoes it, known or not.
@@ -159,8 +131,8 @@ fn parse_object(text: &[u8]) -> Result<Map<String, Value>, ConfigError> {
 }
 
 impl NetworkConfig {
-    /// Reads version, name and `ipam.dataDir`.
-    pub(crate) fn parse(text: &[u8]) -> Result<Self, ConfigError> {
+    /// Reads version, name and `ipam`'s type and `dataDir`; `executable` is what this plugin was called as.
+    pub(crate) fn parse(text: &[u8], executable: &Executable) -> Result<Self, ConfigError> {
         // A config without a version is of 0.1.0 (the spec's section 1).
         let stated = stated_version(text)?.filter(|version| !version.is_empty()).unwrap_or_else(|| "0.1.0".to_owned());
         let version = SpecVersion::parse(&stated).ok_or(ConfigError::Version(stated))?;
@@ -188,7 +160,22 @@ impl NetworkConfig {
             );
             return Err(problem.into());
         }
-        Ok(Self { version, name, data_dir, document })
+        let own = |kind: &str| kind == OWN_TYPE || kind == executable.name;
+        let ipam_plugin = match top.object("ipam")? {
+            Some(ipam) => ipam.string("type")?.filter(|kind| !kind.is_empty() && !own(kind)).map(str::to_owned),
+            None => None,
+        };
+        if let Some(plugin) = &ipam_plugin
+            && let Some(wrong) = plugin_name_fault(plugin)
+        {
+            return Err(Problem::new("ipam.type", plugin, wrong, "give the file name of a plugin").into());
+        }
+        // Who delegates hands its own config down: its top type is its own, and its IPAM's type is ours.
+        let has_own_ipam = |ipam: &Fields<'_>| ipam.string("type").is_ok_and(|kind| kind.is_some_and(own));
+        let is_ipam = top.object("ipam")?.is_some_and(|ipam| has_own_ipam(&ipam))
+            && top.string("type")?.is_some_and(|kind| !kind.is_empty() && !own(kind));
+        let persona = executable.persona;
+        Ok(Self { version, name, data_dir, ipam_plugin, is_ipam, text: text.to_vec(), persona, document })
     }
 
     /// Reads and checks how Pods are attached; `args` may ask for addresses.
@@ -197,20 +184,16 @@ impl NetworkConfig {
         refuse_unsupported(&top)?;
         let empty = Map::new();
         let runtime = top.object("runtimeConfig")?.unwrap_or_else(|| Fields::below("runtimeConfig", &empty));
-        let bridge = top.string("bridge")?.filter(|name| !name.is_empty()).unwrap_or(DEFAULT_BRIDGE).to_owned();
-        if let Some(wrong) = interface_name_fault(&bridge) {
-            let remedy = "use 1 to 15 characters without '/', ':' and spaces";
-            return Err(Problem::new("bridge", bridge, wrong, remedy).into());
-        }
-        let ipam = built_in_ipam(&top)?;
+        let bridge = if self.is_routed(&top)? { None } else { Some(bridge_name(&top)?) };
+        let ipam = if self.ipam_plugin.is_some() { None } else { built_in_ipam(&top)? };
         let mut sets = Vec::new();
         let mut routes = Vec::new();
-        let mut dns = parse_dns(top.object("dns")?)?;
+        let mut ipam_dns = Dns::default();
         if let Some(ipam) = &ipam {
             sets = parse_sets(ipam, &runtime)?;
             routes = parse_routes(ipam)?;
             if let Some(path) = ipam.string("resolvConf")?.filter(|path| !path.is_empty()) {
-                dns = read_resolv_conf(&ipam.path_of("resolvConf"), Path::new(path))?;
+                ipam_dns = read_resolv_conf(&ipam.path_of("resolvConf"), Path::new(path))?;
             }
         }
         let is_default_gateway = top.boolean("isDefaultGateway")?;
@@ -223,27 +206,61 @@ impl NetworkConfig {
             }
         }
         check_routes(&routes, &sets)?;
+        if self.ipam_plugin.is_none() {
+            let ipv4 = sets.iter().filter(|set| set.is_ipv4()).count();
+            if let Some(wrong) = unspeakable(self.version, ipv4, sets.len() - ipv4) {
+                let remedy = "take cniVersion 0.3.0 or later, or one range set of each family";
+                return Err(Problem::new("ipam.ranges", "", wrong, remedy).into());
+            }
+        }
         let mtu = top.number("mtu")?.filter(|mtu| *mtu != 0);
         let smallest = if sets.iter().any(|set| !set.is_ipv4()) { 1280 } else { 68 };
         if let Some(mtu) = mtu.filter(|mtu| !(smallest..=65535).contains(mtu)) {
             let remedy = format!("take {smallest} to 65535, or 0 for the bridge's");
             return Err(Problem::new("mtu", mtu, "is out of range", remedy).into());
         }
-        let requested = requested_addresses(&top, &runtime, args, &sets)?;
+        // What another IPAM plugin can give, only that one knows.
+        let requested = match self.ipam_plugin {
+            None => requested_addresses(&top, &runtime, args, &sets)?,
+            Some(_) => Vec::new(),
+        };
         Ok(Attachment {
             bridge,
             is_gateway: top.boolean("isGateway")? || is_default_gateway,
             force_address: top.boolean("forceAddress")?,
-            masquerade: top.boolean("ipMasq")? && !sets.is_empty(),
+            masquerade: top.boolean("ipMasq")? && (!sets.is_empty() || self.ipam_plugin.is_some()),
             mtu,
             hairpin: top.boolean("hairpinMode")?,
             isolated: top.boolean("portIsolation")?,
             sets,
             routes,
-            dns,
+            dns: parse_dns(top.object("dns")?)?,
+            ipam_dns,
+            is_default_gateway,
             mac: requested_mac(&top, &runtime, args)?,
             requested,
         })
+    }
+
+    /// Whether the container is attached by host routes instead of a bridge.
+    fn is_routed(&self, top: &Fields<'_>) -> Result<bool, Problem> {
+        let is_routed = match top.string("mode")? {
+            None | Some("") => self.persona == Persona::PointToPoint,
+            Some("bridge") => false,
+            Some("routed") => true,
+            Some(other) => {
+                return Err(Problem::new("mode", other, "is no mode of attachment", "take \"bridge\" or \"routed\""));
+            }
+        };
+        if is_routed {
+            for key in ["hairpinMode", "promiscMode", "portIsolation", "forceAddress", "preserveDefaultVlan"] {
+                if top.boolean(key)? {
+                    let remedy = "remove the key, or take mode \"bridge\"";
+                    return Err(Problem::new(key, true, "is about a bridge, and mode \"routed\" has none", remedy));
+                }
+            }
+        }
+        Ok(is_routed)
     }
 
     /// The attachments that the runtime says are valid; `None` if it says nothing, which is not the same as none.
@@ -266,41 +283,19 @@ impl NetworkConfig {
         Ok(Some(keys))
     }
 
-    /// The final result of the ADD chain, which CHECK is about.
-    pub(crate) fn prev_result(&self) -> Option<&Value> {
-        Fields::top(&self.document).get("prevResult")
+    /// The result of the plugins before this one, and for CHECK the final result of the chain.
+    pub(crate) fn prev_result(&self) -> Result<Option<CniResult>, Problem> {
+        let value = Fields::top(&self.document).get("prevResult");
+        value.map(|value| CniResult::parse("prevResult", value, self.version)).transpose()
     }
 }
 
-impl Route {
-    /// The plain route to `dst` by the gateway of its family.
-    pub(crate) fn to(dst: IpNet) -> Self {
-        Self { dst, gw: None, mtu: None, advmss: None, priority: None, table: None, scope: None }
+fn bridge_name(top: &Fields<'_>) -> Result<String, Problem> {
+    let bridge = top.string("bridge")?.filter(|name| !name.is_empty()).unwrap_or(DEFAULT_BRIDGE);
+    match interface_name_fault(bridge) {
+        None => Ok(bridge.to_owned()),
+        Some(wrong) => Err(Problem::new("bridge", bridge, wrong, "use 1 to 15 characters without '/', ':' and spaces")),
     }
-
-    /// Whether it has no gateway, and gets none: what it leads to is on the link itself.
-    pub(crate) fn is_on_link(&self) -> bool {
-        self.gw.is_none() && self.scope.is_some_and(|scope| scope >= LINK_SCOPE)
-    }
-
-    /// The table that it is in.
-    pub(crate) fn table(&self) -> u32 {
-        // 0 is the kernel's word for "no table given".
-        self.table.filter(|table| *table != 0).unwrap_or(MAIN_TABLE)
-    }
-
-    /// Whether the kernel takes the two for one route, where `default` is the gateway of those that name none.
-    fn is_the_same(&self, other: &Self, default: IpAddr) -> bool {
-        let key = |route: &Self| {
-            let gateway = (!route.is_on_link()).then(|| route.gw.unwrap_or(default));
-            (route.dst, gateway, route.priority, route.table())
-        };
-        key(self) == key(other)
-    }
-}
-
-pub(crate) fn ipv6_default() -> IpNet {
-    IpNet::V6(ipnet::Ipv6Net::default())
 }
 
 /// Refuses what the reference bridge would do and this plugin doesn't do yet: ignoring it would build another network
@@ -317,9 +312,11 @@ fn refuse_unsupported(top: &Fields<'_>) -> Result<(), ConfigError> {
     if let Some(trunk) = top.get("vlanTrunk").filter(|_| !matches!(top.array("vlanTrunk"), Ok([]))) {
         return Err(unsupported("vlanTrunk", trunk));
     }
-    // Masquerading is always done with nftables; an explicit wish for something else isn't met silently.
-    if let Some(backend) = top.string("ipMasqBackend")?.filter(|backend| !matches!(*backend, "" | "nftables")) {
-        return Err(unsupported("ipMasqBackend", backend));
+    // Masquerading is always done with nftables; ADD says so where something else was asked for.
+    if let Some(backend) =
+        top.string("ipMasqBackend")?.filter(|backend| !matches!(*backend, "" | "iptables" | "nftables"))
+    {
+        return Err(Problem::new("ipMasqBackend", backend, "is no backend", "take \"nftables\"").into());
     }
     if let Some(runtime) = top.object("runtimeConfig")? {
         if let Some(mappings) = runtime.get("portMappings").filter(|_| !matches!(runtime.array("portMappings"), Ok([])))
@@ -335,159 +332,6 @@ fn refuse_unsupported(top: &Fields<'_>) -> Result<(), ConfigError> {
 
 fn unsupported(path: &str, value: impl std::fmt::Display) -> ConfigError {
     ConfigError::Unsupported(Problem::new(path, value, "is not supported yet", "remove the key"))
-}
-
-/// The `ipam` object if it selects the built-in IPAM, `None` for a layer-2 attachment.
-fn built_in_ipam<'a>(top: &Fields<'a>) -> Result<Option<Fields<'a>>, ConfigError> {
-    let Some(ipam) = top.object("ipam")?.filter(|ipam| !ipam.is_empty()) else { return Ok(None) };
-    let has_ranges = ipam.get("ranges").is_some() || ipam.get("subnet").is_some();
-    match ipam.string("type")? {
-        None | Some("") if has_ranges => Ok(Some(ipam)),
-        None | Some("") => {
-            let remedy = format!("give it ranges, or remove it for a layer-2 attachment; its own type is {OWN_TYPE}");
-            Err(Problem::new("ipam", "", "has neither type nor ranges", remedy).into())
-        }
-        Some(OWN_TYPE) => Ok(Some(ipam)),
-        Some(other) => Err(ConfigError::Unsupported(Problem::new(
-            "ipam.type",
-            other,
-            "would be delegated to another plugin, which is not supported yet",
-            format!("use {OWN_TYPE:?}, or ranges and no type"),
-        ))),
-    }
-}
-
-/// The runtime's ranges first, then `subnet` with its companions, then `ranges`: host-local's order.
-fn parse_sets(ipam: &Fields<'_>, runtime: &Fields<'_>) -> Result<Vec<RangeSet>, ConfigError> {
-    let mut lists = range_lists(runtime, "ipRanges")?;
-    if ipam.string("subnet")?.is_some() {
-        lists.push(vec![ipam.clone()]);
-    }
-    lists.extend(range_lists(ipam, "ranges")?);
-    let mut sets = Vec::new();
-    for list in &lists {
-        sets.push(RangeSet(list.iter().map(parse_range).collect::<Result<_, _>>()?));
-    }
-    let problems = check_sets(&sets, &ipam.path_of("ranges"), |set, range| lists[set][range].path_of("subnet"));
-    Ok(problems.into_result(sets)?)
-}
-
-/// The lists of range objects in the list at `key`.
-fn range_lists<'a>(fields: &Fields<'a>, key: &str) -> Result<Vec<Vec<Fields<'a>>>, Problem> {
-    let lists = fields.array(key)?.iter().enumerate().map(|(index, value)| {
-        let path = format!("{}[{index}]", fields.path_of(key));
-        objects(&path, value.as_array().ok_or_else(|| not_a(&path, value, "a list"))?)
-    });
-    lists.collect()
-}
-
-fn parse_range(range: &Fields<'_>) -> Result<Range, Problem> {
-    let owned = |key: &str| Ok(range.string(key)?.filter(|text| !text.is_empty()).map(str::to_owned));
-    let text = RangeText {
-        subnet: range.string("subnet")?.unwrap_or_default().to_owned(),
-        first: owned("rangeStart")?,
-        last: owned("rangeEnd")?,
-        gateway: owned("gateway")?,
-    };
-    Range::new(range.path(), &range.path_of("subnet"), &text)
-}
-
-fn parse_routes(ipam: &Fields<'_>) -> Result<Vec<Route>, Problem> {
-    ipam.objects("routes")?.iter().map(parse_route).collect()
-}
-
-/// Finds what the kernel would refuse after half of the attachment is made: a route of a family without addresses, to
-/// the same place twice, or by a gateway that can't be reached.
-fn check_routes(routes: &[Route], sets: &[RangeSet]) -> Result<(), Problem> {
-    for (index, route) in routes.iter().enumerate() {
-        let problem = |key: &str, value: &dyn std::fmt::Display, wrong: &str, remedy: &str| {
-            Err(Problem::new(format!("ipam.routes[{index}].{key}"), value, wrong, remedy))
-        };
-        let is_ipv4 = route.dst.addr().is_ipv4();
-        let mut ranges = sets.iter().flat_map(|set| &set.0).filter(|range| range.subnet.addr().is_ipv4() == is_ipv4);
-        let Some(first) = ranges.clone().next() else {
-            let wrong = "is of a family that no range gives addresses of";
-            return problem("dst", &route.dst, wrong, "remove the route or add a range");
-        };
-        let earlier = &routes[..index];
-        if earlier.iter().any(|other| other.is_the_same(route, first.gateway)) {
-            return problem("dst", &route.dst, "is the route of an earlier entry", "remove one of the two");
-        }
-        let Some(gw) = route.gw else { continue };
-        let is_link_local = matches!(gw, IpAddr::V6(gw) if gw.is_unicast_link_local());
-        let by_route = || earlier.iter().any(|other| other.is_on_link() && other.dst.contains(&gw));
-        if !is_link_local && !ranges.any(|range| range.subnet.contains(&gw)) && !by_route() {
-            let remedy =
-                "take an address of a subnet of the ranges, or put a route with scope 253 (link) to it in front";
-            return problem("gw", &gw, "is in no subnet that the container is on", remedy);
-        }
-    }
-    Ok(())
-}
-
-/// Reads one route of a config or a previous result.
-pub(crate) fn parse_route(route: &Fields<'_>) -> Result<Route, Problem> {
-    let text = route.string("dst")?.unwrap_or_default();
-    let Ok(dst) = text.parse::<IpNet>() else {
-        let remedy = "write it as 0.0.0.0/0 or 10.0.0.0/8";
-        return Err(Problem::new(route.path_of("dst"), text, "is not a subnet", remedy));
-    };
-    let gw = route.address("gw")?;
-    if let Some(gw) = gw.filter(|gw| gw.is_ipv4() != dst.addr().is_ipv4()) {
-        return Err(Problem::new(
-            route.path_of("gw"),
-            gw,
-            format!("is of another family than {dst}"),
-            "give a gateway of the route's family",
-        ));
-    }
-    let scope = match route.number("scope")? {
-        None => None,
-        Some(scope) => Some(u8::try_from(scope).map_err(|_| {
-            Problem::new(route.path_of("scope"), scope, "is not a scope", "take 0 (global), 253 (link) or 254 (host)")
-        })?),
-    };
-    let positive = |key: &str| Ok(route.number(key)?.filter(|number| *number != 0));
-    Ok(Route {
-        dst: dst.trunc(),
-        gw,
-        mtu: positive("mtu")?,
-        advmss: positive("advmss")?,
-        priority: positive("priority")?,
-        table: route.number("table")?,
-        scope,
-    })
-}
-
-fn parse_dns(dns: Option<Fields<'_>>) -> Result<Dns, Problem> {
-    let Some(dns) = dns else { return Ok(Dns::default()) };
-    Ok(Dns {
-        nameservers: dns.strings("nameservers")?,
-        domain: dns.string("domain")?.filter(|domain| !domain.is_empty()).map(str::to_owned),
-        search: dns.strings("search")?,
-        options: dns.strings("options")?,
-    })
-}
-
-/// Reads a resolv.conf(5); `path` is the key that names it.
-fn read_resolv_conf(path: &str, file: &Path) -> Result<Dns, Problem> {
-    let text = std::fs::read_to_string(file).map_err(|error| {
-        Problem::new(path, file.display(), format!("can't be read ({error})"), "name a file in resolv.conf's format")
-    })?;
-    let mut dns = Dns::default();
-    for line in text.lines() {
-        let mut words = line.split_whitespace();
-        let keyword = words.next().unwrap_or_default();
-        let values = words.map(str::to_owned);
-        match keyword {
-            "nameserver" => dns.nameservers.extend(values.take(1)),
-            "domain" => dns.domain = values.take(1).next(),
-            "search" => dns.search = values.collect(),
-            "options" => dns.options.extend(values),
-            _ => {}
-        }
-    }
-    Ok(dns)
 }
 
 /// The Ethernet address asked for: the runtime's wish wins over `args`, that over `CNI_ARGS`.
@@ -509,45 +353,7 @@ fn requested_mac(top: &Fields<'_>, runtime: &Fields<'_>, args: &CniArgs) -> Resu
     Ok(Some(mac))
 }
 
-/// The addresses asked for by `runtimeConfig.ips`, `args.cni.ips` and `CNI_ARGS` `IP`, each with or without a prefix.
-fn requested_addresses(
-    top: &Fields<'_>,
-    runtime: &Fields<'_>,
-    args: &CniArgs,
-    sets: &[RangeSet],
-) -> Result<Vec<IpAddr>, Problem> {
-    let mut texts: Vec<(&str, String)> = Vec::new();
-    texts.extend(runtime.strings("ips")?.into_iter().map(|text| ("runtimeConfig.ips", text)));
-    if let Some(cni) = cni_args(top)? {
-        texts.extend(cni.strings("ips")?.into_iter().map(|text| ("args.cni.ips", text)));
-    }
-    if let Some(ips) = &args.ip {
-        texts.extend(ips.split(',').map(|text| ("CNI_ARGS IP", text.to_owned())));
-    }
-    let mut addresses: Vec<IpAddr> = Vec::new();
-    let mut taken_sets = Vec::new();
-    for (path, text) in texts {
-        let bare = text.split('/').next().unwrap_or_default();
-        let Ok(address) = bare.trim().parse::<IpAddr>() else {
-            return Err(Problem::new(path, text, "is not an IP address", ADDRESS_REMEDY));
-        };
-        let Some(set) = sets.iter().position(|set| set.range_of(address).is_some()) else {
-            return Err(Problem::new(path, text, "is in no range", "ask for an address that a range offers"));
-        };
-        if addresses.contains(&address) {
-            continue;
-        }
-        if taken_sets.contains(&set) {
-            let wrong = "is the second one asked for from the same range set";
-            return Err(Problem::new(path, text, wrong, "ask for one address of each set"));
-        }
-        taken_sets.push(set);
-        addresses.push(address);
-    }
-    Ok(addresses)
-}
-
-fn cni_args<'a>(top: &Fields<'a>) -> Result<Option<Fields<'a>>, Problem> {
+pub(crate) fn cni_args<'a>(top: &Fields<'a>) -> Result<Option<Fields<'a>>, Problem> {
     match top.object("args")? {
         Some(args) => args.object("cni"),
         None => Ok(None),
@@ -561,10 +367,14 @@ mod tests {
 
     use super::*;
 
+    fn ours() -> Executable {
+        Executable::called(None)
+    }
+
     fn config(mut value: Value) -> Result<Attachment, ConfigError> {
         value["cniVersion"] = json!("1.1.0");
         value["name"] = json!("net");
-        NetworkConfig::parse(value.to_string().as_bytes())?.attachment(&CniArgs::default())
+        NetworkConfig::parse(value.to_string().as_bytes(), &ours())?.attachment(&CniArgs::default())
     }
 
     #[track_caller]
@@ -585,15 +395,13 @@ mod tests {
 
     #[test]
     fn versions_are_matched_exactly() {
-        let parse = |text: &str| NetworkConfig::parse(text.as_bytes());
+        let parse = |text: &str| NetworkConfig::parse(text.as_bytes(), &ours());
         for version in SpecVersion::ALL {
             assert!(parse(&json!({"cniVersion": version.as_str(), "name": "n"}).to_string()).is_ok());
         }
-        for (text, version) in [
-            (r#"{"cniVersion": "9.9.9", "name": "n"}"#, "9.9.9"),
-            (r#"{"cniVersion": "1.1", "name": "n"}"#, "1.1"),
-            (r#"{"name": "n"}"#, "0.1.0"),
-        ] {
+        for (text, version) in
+            [(r#"{"cniVersion": "9.9.9", "name": "n"}"#, "9.9.9"), (r#"{"cniVersion": "1.1", "name": "n"}"#, "1.1")]
+        {
             assert_eq!(parse(text).unwrap_err(), ConfigError::Version(version.to_owned()));
         }
         for text in ["", "{", "[]", "7", r#"{"cniVersion": 1}"#, "{} {}"] {
@@ -610,9 +418,47 @@ mod tests {
             json!({"ipam": {"dataDir": "/x"}}),
             "ipam: has neither type nor ranges; give it ranges, or remove it for a layer-2 attachment; its own type is keelson-cni",
         );
-        unsupported(
-            json!({"ipam": {"type": "host-local", "subnet": "10.0.0.0/24"}}),
-            "ipam.type: \"host-local\" would be delegated to another plugin, which is not supported yet; use \"keelson-cni\", or ranges and no type",
+        invalid(json!({"ipam": {"type": "../x"}}), "ipam.type: \"../x\" is a path; give the file name of a plugin");
+    }
+
+    #[test]
+    fn the_types_tell_who_does_what() {
+        let parse = |name: &str, value: Value| {
+            let mut value = value;
+            value["name"] = json!("n");
+            NetworkConfig::parse(value.to_string().as_bytes(), &Executable::called(Some(name.as_ref()))).unwrap()
+        };
+        for (name, value, plugin, is_ipam) in [
+            ("keelson-cni", json!({"type": "keelson-cni", "ipam": {"type": "keelson-cni"}}), None, false),
+            ("keelson-cni", json!({"type": "keelson-cni", "ipam": {"type": "host-local"}}), Some("host-local"), false),
+            ("keelson-cni", json!({"type": "bridge", "ipam": {"type": "keelson-cni"}}), None, true),
+            ("bridge", json!({"type": "bridge", "ipam": {"type": "keelson-cni"}}), None, false),
+            ("bridge", json!({"type": "bridge", "ipam": {"type": "host-local"}}), Some("host-local"), false),
+            ("keelson-cni", json!({"ipam": {"ranges": []}}), None, false),
+        ] {
+            let config = parse(name, value.clone());
+            assert_eq!((config.ipam_plugin.as_deref(), config.is_ipam), (plugin, is_ipam), "{name} {value}");
+        }
+    }
+
+    #[test]
+    fn the_mode_is_the_personas_unless_the_config_tells() {
+        let bridge = |name: &str, mode: Value| {
+            let text = json!({"name": "n", "cniVersion": "1.1.0", "mode": mode}).to_string();
+            let executable = Executable::called(Some(name.as_ref()));
+            NetworkConfig::parse(text.as_bytes(), &executable).unwrap().attachment(&CniArgs::default()).unwrap().bridge
+        };
+        assert_eq!(bridge("keelson-cni", Value::Null).as_deref(), Some("cni0"));
+        assert_eq!(bridge("keelson-cni", json!("routed")), None);
+        assert_eq!(bridge("ptp", Value::Null), None);
+        assert_eq!(bridge("ptp", json!("bridge")).as_deref(), Some("cni0"));
+        invalid(
+            json!({"mode": "macvlan"}),
+            "mode: \"macvlan\" is no mode of attachment; take \"bridge\" or \"routed\"",
+        );
+        invalid(
+            json!({"mode": "routed", "hairpinMode": true}),
+            "hairpinMode: \"true\" is about a bridge, and mode \"routed\" has none; remove the key, or take mode \"bridge\"",
         );
     }
 
@@ -648,10 +494,7 @@ mod tests {
             "vlanTrunk: \"[{\\\"id\\\":1}]\" is not supported yet; remove the key",
         );
         unsupported(json!({"promiscMode": true}), "promiscMode: \"true\" is not supported yet; remove the key");
-        unsupported(
-            json!({"ipMasqBackend": "iptables"}),
-            "ipMasqBackend: \"iptables\" is not supported yet; remove the key",
-        );
+        invalid(json!({"ipMasqBackend": "pf"}), "ipMasqBackend: \"pf\" is no backend; take \"nftables\"");
         unsupported(
             json!({"runtimeConfig": {"portMappings": [{"hostPort": 80}]}}),
             "runtimeConfig.portMappings: \"[{\\\"hostPort\\\":80}]\" is not supported yet; remove the key",
@@ -739,7 +582,7 @@ mod tests {
             let mut value = value;
             value["cniVersion"] = json!("1.1.0");
             value["name"] = json!("net");
-            NetworkConfig::parse(value.to_string().as_bytes()).unwrap().valid_attachments()
+            NetworkConfig::parse(value.to_string().as_bytes(), &ours()).unwrap().valid_attachments()
         };
         assert_eq!(parse(json!({})).unwrap(), None);
         assert_eq!(parse(json!({"cni.dev/valid-attachments": []})).unwrap(), Some(vec![]));
@@ -752,7 +595,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_document_panics(text in "\\PC{0,200}") {
-            let _ = NetworkConfig::parse(text.as_bytes());
+            let _ = NetworkConfig::parse(text.as_bytes(), &ours());
         }
 
         #[test]

@@ -30,6 +30,16 @@ fn message(index: u32, address: IpNet) -> AddressMessage {
     message
 }
 
+/// The message that adds `address` to link `index` without the route to its subnet that comes with it otherwise: who
+/// says by which way its neighbours are reached adds that route.
+pub(crate) fn add_without_route(index: u32, address: IpNet) -> RouteNetlinkMessage {
+    let mut message = message(index, address);
+    message.attributes.retain(|attribute| !matches!(attribute, AddressAttribute::Flags(_)));
+    let nodad = if address.addr().is_ipv6() { AddressFlags::Nodad } else { AddressFlags::empty() };
+    message.attributes.push(AddressAttribute::Flags(nodad | AddressFlags::Noprefixroute));
+    RouteNetlinkMessage::NewAddress(message)
+}
+
 /// The message that adds `address` to link `index`.
 pub(crate) fn add(index: u32, address: IpNet) -> RouteNetlinkMessage {
     RouteNetlinkMessage::NewAddress(message(index, address))

@@ -30,7 +30,7 @@ pub(crate) enum BridgeError {
 }
 
 /// A new bridge's MTU unless the config has one: Ethernet's, and the kernel's own default.
-const DEFAULT_MTU: u32 = 1500;
+pub(crate) const DEFAULT_MTU: u32 = 1500;
 
 /// The alias of a bridge that a network made: it tells whose it is.
 pub(crate) fn alias(network: &str) -> String {

@@ -7,8 +7,10 @@ use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
 };
 
+use nix::errno::Errno;
+
 use super::{KernelError, RouteSocket, address::family, message::RouteNetlinkMessage};
-use crate::config::network::Route;
+use crate::config::route::Route;
 
 /// The routing protocol number of the routes that Keelson adds (rtnetlink(7), `rtm_protocol`: above 4 it's the
 /// adder's own): `ip route show proto 107`.
@@ -50,6 +52,32 @@ pub(crate) fn add(index: u32, route: &Route) -> RouteNetlinkMessage {
     RouteNetlinkMessage::NewRoute(message)
 }
 
+/// The message that asks by which route packets to `address` leave.
+fn ask(address: IpAddr) -> RouteNetlinkMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(address);
+    message.header.destination_prefix_length = if address.is_ipv4() { 32 } else { 128 };
+    message.attributes.push(RouteAttribute::Destination(RouteAddress::from(address)));
+    RouteNetlinkMessage::GetRoute(message)
+}
+
+/// The index of the link that packets to `address` leave by; `None` if there is no route.
+pub(crate) fn link_towards(socket: &mut RouteSocket, address: IpAddr) -> Result<Option<u32>, KernelError> {
+    let answers = match socket.request(format!("look up the route to {address}"), ask(address), 0) {
+        Err(error) if matches!(error.errno(), Some(Errno::ENETUNREACH | Errno::EHOSTUNREACH)) => return Ok(None),
+        other => other?,
+    };
+    Ok(answers.into_iter().find_map(|answer| match answer {
+        RouteNetlinkMessage::NewRoute(message) => {
+            message.attributes.into_iter().find_map(|attribute| match attribute {
+                RouteAttribute::Oif(index) => Some(index),
+                _ => None,
+            })
+        }
+        _ => None,
+    }))
+}
+
 /// A route as the kernel has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct FoundRoute {
@@ -62,7 +90,7 @@ pub(crate) struct FoundRoute {
 /// The routes of both families in the socket's namespace.
 pub(crate) fn all(socket: &mut RouteSocket) -> Result<Vec<FoundRoute>, KernelError> {
     let mut found = Vec::new();
-    for unspecified in [IpNet::default(), crate::config::network::ipv6_default()] {
+    for unspecified in [IpNet::default(), crate::config::route::ipv6_default()] {
         let mut message = RouteMessage::default();
         message.header.address_family = family(unspecified.addr());
         for answer in socket.dump("list the routes", &RouteNetlinkMessage::GetRoute(message))? {

@@ -26,13 +26,13 @@ pub(crate) struct VethPair<'a> {
 }
 
 /// Makes the pair in one message: names, Ethernet addresses (given ones, so that udev's MACAddressPolicy leaves them),
-/// MTU, the container's end in its namespace, the host's end up and in the bridge.
+/// MTU, the container's end in its namespace, the host's end up and, where there is one, in the bridge.
 ///
 /// The container's end can't be brought up by the same message: the kernel opens it before its peer exists (ENOTCONN).
 pub(crate) fn create(
     socket: &mut RouteSocket,
     pair: &VethPair<'_>,
-    bridge: u32,
+    bridge: Option<u32>,
     namespace: &Namespace,
 ) -> Result<(), KernelError> {
     let mut peer = LinkMessage::default();
@@ -46,7 +46,7 @@ pub(crate) fn create(
     host.attributes.push(LinkAttribute::IfName(pair.host_name.to_owned()));
     host.attributes.push(LinkAttribute::Address(pair.host_mac.0.to_vec()));
     host.attributes.push(LinkAttribute::Mtu(pair.mtu));
-    host.attributes.push(LinkAttribute::Controller(bridge));
+    host.attributes.extend(bridge.map(LinkAttribute::Controller));
     host.attributes.push(LinkAttribute::LinkInfo(vec![
         LinkInfo::Kind(InfoKind::Veth),
         LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
@@ -56,25 +56,33 @@ pub(crate) fn create(
     Ok(())
 }
 
-/// Sets what the creating message can't carry: the alias that names the Pod, and the port's flags.
+/// What a bridge does with the frames of one port.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PortFlags {
+    pub(crate) hairpin: bool,
+    pub(crate) isolated: bool,
+}
+
+/// Sets what the creating message can't carry: the alias that names the Pod, and a bridge port's flags.
 pub(crate) fn configure_host_end(
     socket: &mut RouteSocket,
     name: &str,
     alias: &str,
-    hairpin: bool,
-    isolated: bool,
+    port: Option<PortFlags>,
 ) -> Result<(), KernelError> {
     let mut message = LinkMessage::default();
     message.attributes.push(LinkAttribute::IfName(name.to_owned()));
     message.attributes.push(LinkAttribute::IfAlias(alias_of(alias)));
-    message.attributes.push(LinkAttribute::LinkInfo(vec![
-        LinkInfo::PortKind(InfoPortKind::Bridge),
-        LinkInfo::PortData(InfoPortData::BridgePort(vec![
-            InfoBridgePort::HairpinMode(hairpin),
-            InfoBridgePort::Isolated(isolated),
-        ])),
-    ]));
-    socket.request(format!("configure the bridge port {name}"), RouteNetlinkMessage::NewLink(message), 0)?;
+    if let Some(PortFlags { hairpin, isolated }) = port {
+        message.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::PortKind(InfoPortKind::Bridge),
+            LinkInfo::PortData(InfoPortData::BridgePort(vec![
+                InfoBridgePort::HairpinMode(hairpin),
+                InfoBridgePort::Isolated(isolated),
+            ])),
+        ]));
+    }
+    socket.request(format!("configure the link {name}"), RouteNetlinkMessage::NewLink(message), 0)?;
     Ok(())
 }
 

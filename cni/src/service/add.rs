@@ -6,30 +6,30 @@ use std::{
 };
 
 use ipnet::IpNet;
-use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL};
-use nix::errno::Errno;
 use serde_json::Value;
 
 use super::{
     check,
-    result::{AddResult, ResultAddress, ResultInterface},
+    delegate::{Delegate, DelegateError},
+    wire::{Wire, Wired, masqueraded},
 };
 use crate::{
     config::{
+        dns::Dns,
         invocation::AttachmentCall,
-        network::{Attachment, NetworkConfig, Route},
+        network::{Attachment, NetworkConfig},
+        result::{Address, CniResult, Interface, unspeakable},
+        route::{Route, ipv6_default},
     },
     error::Failure,
     kernel::{
-        KernelError, RouteSocket, Step, address, bridge,
+        RouteSocket, bridge,
         link::{self, Link},
         masquerade,
         netns::Namespace,
-        route, sysctl,
-        veth::{self, VethPair},
     },
     policy::naming,
-    store::{AttachmentState, Kind, Record, Store, VERSION, describe},
+    store::{AttachmentState, Kind, Lease, Record, Store, VERSION},
 };
 
 /// What an ADD works on.
@@ -37,9 +37,9 @@ struct Addition<'a> {
     config: &'a NetworkConfig,
     call: &'a AttachmentCall,
     attachment: Attachment,
-    namespace: Namespace,
-    host: RouteSocket,
-    inside: RouteSocket,
+    /// What the plugins before this one in the chain made.
+    previous: CniResult,
+    wire: Wire,
 }
 
 /// Attaches the container and gives the result to print.
@@ -51,8 +51,10 @@ pub(super) fn add(config: &NetworkConfig, call: &AttachmentCall) -> Result<Value
     let namespace = Namespace::open(&call.netns.clone().unwrap_or_default())?;
     let inside = namespace.route_socket()?;
     let attachment = config.attachment(&call.args)?;
-    let host = RouteSocket::open()?;
-    let mut addition = Addition { config, call, attachment, namespace, host, inside };
+    let previous = config.prev_result()?.unwrap_or_default();
+    let delegate = Delegate::of(config)?;
+    let wire = Wire { namespace, host: RouteSocket::open()?, inside };
+    let mut addition = Addition { config, call, attachment, previous, wire };
     addition.refuse_what_is_in_the_way()?;
 
     let store = Store::new(&config.data_dir, &config.name)?;
@@ -62,20 +64,20 @@ pub(super) fn add(config: &NetworkConfig, call: &AttachmentCall) -> Result<Value
     if let Some(earlier) = store.read(&call.key)? {
         match earlier.state {
             // The ADD that made it was killed or failed to clean up; nobody got its result.
-            AttachmentState::Pending => undo(&store, &mut addition.host, &earlier)?,
+            AttachmentState::Pending => addition.roll_back(&store, delegate.as_ref(), &earlier)?,
             AttachmentState::Active => return addition.repeat(&earlier),
         }
     }
     let mut record = addition.new_record(&store);
     store.reserve(&mut record, &addition.attachment.sets, &addition.attachment.requested)?;
-    let made = addition.make(&store, &mut record).and_then(|result| {
+    let made = addition.attach(&store, delegate.as_ref(), &mut record).and_then(|result| {
         record.state = AttachmentState::Active;
         store.write(&record)?;
         Ok(result)
     });
     match made {
         Ok(result) => Ok(result.to_json(config.version)),
-        Err(failure) => match undo(&store, &mut addition.host, &record) {
+        Err(failure) => match addition.roll_back(&store, delegate.as_ref(), &record) {
             Ok(()) => Err(failure),
             // What is left is in the record: DEL, GC or a repeated ADD removes it.
             Err(second) => Err(Failure::Several(vec![failure, second])),
@@ -91,7 +93,9 @@ pub(super) fn undo(store: &Store, host: &mut RouteSocket, record: &Record) -> Re
         // It only matters after a kill; a full disk must not keep the link alive.
         let _ = store.write(&Record { state: AttachmentState::Pending, ..record.clone() });
     }
-    link::delete(host, &record.host_interface)?;
+    if !record.host_interface.is_empty() {
+        link::delete(host, &record.host_interface)?;
+    }
     store.release(record)?;
     Ok(())
 }
@@ -100,10 +104,12 @@ impl Addition<'_> {
     /// Refuses what can be seen to fail, before anything is written: a link in the bridge's place, and an interface of
     /// the asked name that is no earlier try of ours.
     fn refuse_what_is_in_the_way(&mut self) -> Result<(), Failure> {
-        bridge::find(&mut self.host, &self.attachment.bridge)?;
+        if let Some(bridge) = &self.attachment.bridge {
+            bridge::find(&mut self.wire.host, bridge)?;
+        }
         let ours = naming::host_interface(&self.config.name, &self.call.key);
         let ifname = &self.call.key.ifname;
-        if link::find(&mut self.inside, ifname)?.is_some() && link::find(&mut self.host, &ours)?.is_none() {
+        if link::find(&mut self.wire.inside, ifname)?.is_some() && link::find(&mut self.wire.host, &ours)?.is_none() {
             return Err(Failure::InterfaceExists { ifname: ifname.clone() });
         }
         Ok(())
@@ -111,177 +117,176 @@ impl Addition<'_> {
 
     fn new_record(&self, store: &Store) -> Record {
         let host_interface = naming::host_interface(&self.config.name, &self.call.key);
+        let bridge = self.attachment.bridge.clone();
         Record {
-            version: VERSION,
-            boot_id: store.boot_id().to_owned(),
-            state: AttachmentState::Pending,
-            kind: Kind::Bridge,
-            network: self.config.name.clone(),
-            key: self.call.key.clone(),
-            netns: self.call.netns.clone().unwrap_or_default().to_string_lossy().into_owned(),
-            netns_identity: Some(self.namespace.identity()),
-            pod: self.call.args.pod.clone(),
-            bridge: self.attachment.bridge.clone(),
+            kind: if bridge.is_some() { Kind::Bridge } else { Kind::Routed },
+            netns_identity: Some(self.wire.namespace.identity()),
+            bridge: bridge.unwrap_or_default(),
             host_mac: naming::host_mac(&host_interface).to_string(),
             host_interface,
-            container_mac: String::new(),
-            mtu: None,
-            addresses: Vec::new(),
-            routes: Vec::new(),
-            ipam_plugin: None,
+            ipam_plugin: self.config.ipam_plugin.clone(),
             masquerade: self.attachment.masquerade,
-            ports: Vec::new(),
-            bandwidth: None,
-            shaping_interface: None,
-            spoof_check: false,
-            // A clock before 1970 is told as 1970.
-            created_at_seconds: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+            ..new_record(self.config, self.call, store)
         }
     }
 
-    /// Makes what the record says, and fills in what follows from its addresses.
-    fn make(&mut self, store: &Store, record: &mut Record) -> Result<AddResult, Failure> {
-        let first = record.addresses.first().map(|lease| lease.address.addr());
-        let container_mac = self.attachment.mac.unwrap_or_else(|| naming::container_mac(first, &record.host_interface));
-        record.container_mac = container_mac.to_string();
-        record.routes = self.attachment.routes.iter().map(|route| with_gateway(route, record)).collect();
-
-        let bridge = self.make_bridge(store)?;
+    /// Gets addresses where another plugin gives them, and makes the links.
+    fn attach(
+        &mut self,
+        store: &Store,
+        delegate: Option<&Delegate<'_>>,
+        record: &mut Record,
+    ) -> Result<CniResult, Failure> {
+        let mut routes = self.attachment.routes.clone();
+        let mut ipam_dns = self.attachment.ipam_dns.clone();
+        if let Some(delegate) = delegate {
+            let given = delegate.add()?;
+            record.addresses = self.leases(&given.addresses, delegate.plugin())?;
+            routes = given.routes;
+            self.add_default_routes(&mut routes, record);
+            ipam_dns = given.dns;
+            store.write(record)?;
+        }
+        record.routes = routes.iter().map(|route| with_gateway(route, record)).collect();
+        record.dns = if self.attachment.dns.is_empty() { ipam_dns } else { self.attachment.dns.clone() };
+        self.refuse_unspeakable(record)?;
         if self.attachment.masquerade {
-            let subnets: Vec<IpNet> =
-                self.attachment.sets.iter().flat_map(|set| &set.0).map(|range| range.subnet).collect();
-            masquerade::ensure(&subnets)?;
+            masquerade::ensure(&masqueraded(&self.attachment, &record.addresses))?;
         }
-        let mtu = self.attachment.mtu.unwrap_or(bridge.mtu);
-        record.mtu = Some(mtu);
-        let pair = VethPair {
-            host_name: &record.host_interface,
-            host_mac: naming::host_mac(&record.host_interface),
-            container_name: &record.key.ifname,
-            container_mac,
-            mtu,
+        let wired = self.wire.make(store, &self.attachment, record)?;
+        Ok(self.result(record, &wired))
+    }
+
+    /// Refuses addresses that the config's version of the spec has no place for in a result.
+    fn refuse_unspeakable(&self, record: &Record) -> Result<(), Failure> {
+        let own = record.addresses.iter().map(|lease| lease.address);
+        let addresses = self.previous.addresses.iter().map(|address| address.address).chain(own);
+        let (ipv4, ipv6): (Vec<IpNet>, Vec<IpNet>) = addresses.partition(|address| address.addr().is_ipv4());
+        match unspeakable(self.config.version, ipv4.len(), ipv6.len()) {
+            None => Ok(()),
+            Some(reason) => Err(Failure::Unspeakable(reason)),
+        }
+    }
+
+    /// The addresses that another plugin gave, each with a gateway if the bridge is to have one.
+    fn leases(&self, given: &[Address], plugin: &str) -> Result<Vec<Lease>, DelegateError> {
+        if given.is_empty() {
+            let fault = "IPAM plugin returned missing IP config".to_owned();
+            return Err(DelegateError::NoResult { plugin: plugin.to_owned(), fault });
+        }
+        let needs_gateway = self.attachment.is_gateway || self.attachment.bridge.is_none();
+        let lease = |address: &Address| Lease {
+            address: address.address,
+            gateway: address.gateway.or_else(|| needs_gateway.then(|| first_host(address.address))),
+            set: None,
         };
-        self.make_pair(&pair, &bridge)?;
-        let alias = format!("{}:{}", bridge::alias(&record.network), describe(record));
-        let (hairpin, isolated) = (self.attachment.hairpin, self.attachment.isolated);
-        veth::configure_host_end(&mut self.host, &record.host_interface, &alias, hairpin, isolated)?;
-        let container = self.configure_container_end(record)?;
-        link::wait_until_running(&mut self.host, &record.host_interface)?;
-        // The first port brings the bridge to life; a bridge with spanning tree takes its time, for which nobody waits.
-        let bridge = link::find(&mut self.host, &record.bridge)?.unwrap_or(bridge);
-        Ok(self.result(record, &bridge, &container))
+        Ok(given.iter().map(lease).collect())
     }
 
-    fn make_bridge(&mut self, store: &Store) -> Result<Link, Failure> {
-        let name = &self.attachment.bridge;
-        let mac = naming::bridge_mac(store.boot_id(), name);
-        let bridge = bridge::ensure(&mut self.host, name, &self.config.name, mac, self.attachment.mtu)?;
-        if self.attachment.is_gateway && !self.attachment.sets.is_empty() {
-            let ranges = self.attachment.sets.iter().flat_map(|set| &set.0);
-            let mut gateways: Vec<IpNet> = Vec::new();
-            for range in ranges {
-                // The prefix is the subnet's own, so it fits its gateway.
-                gateways.extend(IpNet::new(range.gateway, range.subnet.prefix_len()).ok());
+    fn add_default_routes(&self, routes: &mut Vec<Route>, record: &Record) {
+        for default in [IpNet::default(), ipv6_default()] {
+            let is_ipv4 = default.addr().is_ipv4();
+            let wanted = record.addresses.iter().any(|lease| lease.address.addr().is_ipv4() == is_ipv4);
+            if self.attachment.is_default_gateway && wanted && !routes.iter().any(|route| route.dst == default) {
+                routes.push(Route::to(default));
             }
-            gateways.dedup();
-            bridge::ensure_addresses(&mut self.host, &bridge, &gateways, self.attachment.force_address)?;
-            if gateways.iter().any(|gateway| gateway.addr().is_ipv4()) {
-                sysctl::ensure(sysctl::FORWARD_V4, "1")?;
-            }
-            if gateways.iter().any(|gateway| gateway.addr().is_ipv6()) {
-                sysctl::ensure(sysctl::FORWARD_V6, "1")?;
-            }
-        }
-        Ok(bridge)
-    }
-
-    fn make_pair(&mut self, pair: &VethPair<'_>, bridge: &Link) -> Result<(), Failure> {
-        match veth::create(&mut self.host, pair, bridge.index, &self.namespace) {
-            Err(error) if error.errno() == Some(Errno::EEXIST) => {
-                // Nobody else uses the name on the host: it's what an ADD left whose record was lost.
-                link::delete(&mut self.host, pair.host_name)?;
-                match veth::create(&mut self.host, pair, bridge.index, &self.namespace) {
-                    Err(error) if error.errno() == Some(Errno::EEXIST) => {
-                        Err(Failure::InterfaceExists { ifname: pair.container_name.to_owned() })
-                    }
-                    other => Ok(other?),
-                }
-            }
-            other => Ok(other?),
         }
     }
 
-    /// Brings the container's end up, with addresses and routes, in one batch.
-    fn configure_container_end(&mut self, record: &Record) -> Result<Link, Failure> {
-        let ifname = &record.key.ifname;
-        let link = link::find(&mut self.inside, ifname)?
-            .ok_or_else(|| KernelError::new(format!("find {ifname} in the container"), Errno::ENODEV))?;
-        if link.ipv6_disabled && record.addresses.iter().any(|lease| lease.address.addr().is_ipv6()) {
-            // A namespace whose sysctls disable IPv6 hands that on to new interfaces; this one is asked to have it.
-            let switch = format!("ipv6/conf/{ifname}/disable_ipv6");
-            self.namespace.within(|| sysctl::ensure(&switch, "0"))??;
+    /// Undoes what the record says, and returns the addresses to the plugin that they came from.
+    fn roll_back(&mut self, store: &Store, delegate: Option<&Delegate<'_>>, record: &Record) -> Result<(), Failure> {
+        if let Some(delegate) = delegate {
+            delegate.delete()?;
         }
-        let mut steps = vec![Step {
-            doing: format!("bring up {ifname} in the container"),
-            message: veth::up(link.index),
-            flags: 0,
-        }];
-        steps.extend(record.addresses.iter().map(|lease| Step {
-            doing: format!("add the address {} to {ifname} in the container", lease.address),
-            message: address::add(link.index, lease.address),
-            flags: NLM_F_CREATE | NLM_F_EXCL,
-        }));
-        steps.extend(record.routes.iter().map(|route| Step {
-            doing: format!("add the route to {} in the container", route.dst),
-            message: route::add(link.index, route),
-            // Behind a route that another network's attachment has to the same place.
-            flags: NLM_F_CREATE | NLM_F_APPEND,
-        }));
-        self.inside.batch(&steps)?;
-        link::wait_until_running(&mut self.inside, ifname)?;
-        Ok(link)
+        undo(store, &mut self.wire.host, record)
     }
 
     /// Answers an ADD of an attachment that is complete: with the same result if all of it is still there.
     ///
     /// The spec leaves it to the runtime not to ask; a runtime that was killed before it read the answer asks again.
     fn repeat(&mut self, record: &Record) -> Result<Value, Failure> {
-        let differences = check::compare_with_record(record, &mut self.host, &mut self.inside)?;
-        let bridge = bridge::find(&mut self.host, &record.bridge)?;
-        let container = link::find(&mut self.inside, &record.key.ifname)?;
-        match (bridge, container) {
-            (Some(bridge), Some(container)) if differences.is_empty() => {
-                Ok(self.result(record, &bridge, &container).to_json(self.config.version))
+        let differences = check::compare_with_record(record, &mut self.wire.host, &mut self.wire.inside)?;
+        let bridge = bridge::find(&mut self.wire.host, &record.bridge)?;
+        let container = link::find(&mut self.wire.inside, &record.key.ifname)?;
+        match container {
+            Some(container) if differences.is_empty() => {
+                Ok(self.result(record, &Wired { bridge, container }).to_json(self.config.version))
             }
             _ => Err(Failure::AttachmentDiffers(differences)),
         }
     }
 
-    fn result(&self, record: &Record, bridge: &Link, container: &Link) -> AddResult {
-        let bridge_mac: Vec<String> = bridge.mac.iter().map(|byte| format!("{byte:02x}")).collect();
+    /// [bridge, the host's end, the container's end], without the bridge in routed mode: chained plugins count on the
+    /// order. What earlier plugins made comes first.
+    fn result(&self, record: &Record, wired: &Wired) -> CniResult {
         // As it is spelled in this call: a repeated one may have another way to the same place.
         let sandbox = self.call.netns.as_deref().unwrap_or_else(|| Path::new("")).to_string_lossy();
-        let interface = |name: &str, mac: &str, mtu: u32, sandbox: &str| ResultInterface {
+        let interface = |name: &str, mac: &str, mtu: u32, sandbox: &str| Interface {
             name: name.to_owned(),
             mac: mac.to_owned(),
-            mtu,
+            mtu: Some(mtu),
             sandbox: sandbox.to_owned(),
+            ..Interface::default()
         };
-        AddResult {
-            interfaces: vec![
-                interface(&record.bridge, &bridge_mac.join(":"), bridge.mtu, ""),
-                // Both ends were made with one MTU.
-                interface(&record.host_interface, &record.host_mac, container.mtu, ""),
-                interface(&record.key.ifname, &record.container_mac, container.mtu, &sandbox),
-            ],
-            addresses: record
-                .addresses
-                .iter()
-                .map(|lease| ResultAddress { address: lease.address, gateway: lease.gateway, interface: 2 })
-                .collect(),
+        let mtu = wired.container.mtu;
+        let mut interfaces = Vec::new();
+        interfaces.extend(wired.bridge.as_ref().map(|bridge| interface(&bridge.name, &mac_of(bridge), bridge.mtu, "")));
+        // Both ends were made with one MTU.
+        interfaces.push(interface(&record.host_interface, &record.host_mac, mtu, ""));
+        interfaces.push(interface(&record.key.ifname, &record.container_mac, mtu, &sandbox));
+        let container = interfaces.len() - 1;
+        let address =
+            |lease: &Lease| Address { address: lease.address, gateway: lease.gateway, interface: Some(container) };
+        self.previous.clone().followed_by(CniResult {
+            interfaces,
+            addresses: record.addresses.iter().map(address).collect(),
             routes: record.routes.clone(),
-            dns: self.attachment.dns.clone(),
-        }
+            dns: record.dns.clone(),
+        })
+    }
+}
+
+/// A record of the call that names nothing yet.
+pub(super) fn new_record(config: &NetworkConfig, call: &AttachmentCall, store: &Store) -> Record {
+    Record {
+        version: VERSION,
+        boot_id: store.boot_id().to_owned(),
+        state: AttachmentState::Pending,
+        kind: Kind::Bridge,
+        network: config.name.clone(),
+        key: call.key.clone(),
+        netns: call.netns.clone().unwrap_or_default().to_string_lossy().into_owned(),
+        netns_identity: None,
+        pod: call.args.pod.clone(),
+        bridge: String::new(),
+        host_interface: String::new(),
+        host_mac: String::new(),
+        container_mac: String::new(),
+        mtu: None,
+        addresses: Vec::new(),
+        routes: Vec::new(),
+        dns: Dns::default(),
+        ipam_plugin: None,
+        masquerade: false,
+        ports: Vec::new(),
+        bandwidth: None,
+        shaping_interface: None,
+        spoof_check: false,
+        // A clock before 1970 is told as 1970.
+        created_at_seconds: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+    }
+}
+
+fn mac_of(link: &Link) -> String {
+    let bytes: Vec<String> = link.mac.iter().map(|byte| format!("{byte:02x}")).collect();
+    bytes.join(":")
+}
+
+/// The first address after a subnet's own: where a gateway is unless somebody says otherwise.
+fn first_host(address: IpNet) -> std::net::IpAddr {
+    match address.network() {
+        std::net::IpAddr::V4(network) => std::net::Ipv4Addr::from_bits(network.to_bits().saturating_add(1)).into(),
+        std::net::IpAddr::V6(network) => std::net::Ipv6Addr::from_bits(network.to_bits().saturating_add(1)).into(),
     }
 }
 

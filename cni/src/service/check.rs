@@ -5,11 +5,16 @@ use std::collections::HashSet;
 use ipnet::IpNet;
 use keelson_host::Problem;
 
+use super::{
+    delegate::Delegate,
+    wire::{container_routes, gateways, masqueraded},
+};
 use crate::{
     config::{
         invocation::AttachmentCall,
-        network::{Attachment, NetworkConfig, Route},
-        previous::{PreviousInterface, PreviousResult},
+        network::{Attachment, NetworkConfig},
+        result::{CniResult, Interface},
+        route::Route,
     },
     error::Failure,
     kernel::{
@@ -20,7 +25,7 @@ use crate::{
         route::{self, FoundRoute},
         sysctl,
     },
-    store::{Record, Store},
+    store::{Kind, Record, Store},
 };
 
 /// Compares record, previous result and config with the kernel, and names every difference.
@@ -30,11 +35,10 @@ pub(super) fn check(config: &NetworkConfig, call: &AttachmentCall) -> Result<(),
     let namespace = Namespace::open(&call.netns.clone().unwrap_or_default())?;
     let mut inside = namespace.route_socket()?;
     let attachment = config.attachment(&call.args)?;
-    let Some(previous) = config.prev_result() else {
-        let remedy = "give CHECK the result of the ADD";
-        return Err(Problem::new("prevResult", "", "Required prevResult missing", remedy).into());
-    };
-    let previous = PreviousResult::parse(previous)?;
+    let previous = required_result(config)?;
+    if let Some(delegate) = Delegate::of(config)? {
+        delegate.call("CHECK")?;
+    }
     let store = Store::new(&config.data_dir, &config.name)?;
     let _lock = store.lock_attachment(&call.key)?;
     let Some(record) = store.read(&call.key)? else {
@@ -50,6 +54,13 @@ pub(super) fn check(config: &NetworkConfig, call: &AttachmentCall) -> Result<(),
     if differences.is_empty() { Ok(()) } else { Err(Failure::CheckFailed(differences)) }
 }
 
+/// The result of the ADD, without which there is nothing to compare with.
+pub(super) fn required_result(config: &NetworkConfig) -> Result<CniResult, Problem> {
+    config.prev_result()?.ok_or_else(|| {
+        Problem::new("prevResult", "", "Required prevResult missing", "give CHECK the result of the ADD")
+    })
+}
+
 /// What the kernel has otherwise than the record.
 pub(super) fn compare_with_record(
     record: &Record,
@@ -57,18 +68,16 @@ pub(super) fn compare_with_record(
     inside: &mut RouteSocket,
 ) -> Result<Vec<String>, Failure> {
     let mut differences = Vec::new();
-    let bridge = link::find(host, &record.bridge)?;
-    match (link::find(host, &record.host_interface)?, &bridge) {
-        (None, _) => differences.push(format!("the host has no link {}", record.host_interface)),
-        (Some(_), None) => differences.push(format!("the host has no bridge {}", record.bridge)),
-        (Some(link), Some(bridge)) => {
-            if link.master != Some(bridge.index) {
-                differences.push(format!("{} is no port of the bridge {}", link.name, bridge.name));
+    match link::find(host, &record.host_interface)? {
+        None => differences.push(format!("the host has no link {}", record.host_interface)),
+        Some(link) => {
+            if !link.up {
+                differences.push(format!("{} is down", link.name));
             }
-            for link in [&link, bridge] {
-                if !link.up {
-                    differences.push(format!("{} is down", link.name));
-                }
+            if record.kind == Kind::Routed {
+                compare_host_routes(host, &link, record, &mut differences)?;
+            } else {
+                compare_port(host, &link, &record.bridge, &mut differences)?;
             }
         }
     }
@@ -83,20 +92,57 @@ pub(super) fn compare_with_record(
     compare_mac(&container, &record.container_mac, &mut differences);
     let wanted: Vec<IpNet> = record.addresses.iter().map(|lease| lease.address).collect();
     compare_addresses(inside, &container, &wanted, &mut differences)?;
-    compare_routes(&route::all(inside)?, &container, &record.routes, &mut differences);
+    let mut wanted = if record.kind == Kind::Routed { container_routes(record) } else { Vec::new() };
+    wanted.extend(record.routes.iter().cloned());
+    compare_routes(&route::all(inside)?, &container, &wanted, &mut differences);
     Ok(differences)
+}
+
+fn compare_port(
+    host: &mut RouteSocket,
+    link: &Link,
+    bridge: &str,
+    differences: &mut Vec<String>,
+) -> Result<(), Failure> {
+    match link::find(host, bridge)? {
+        None => differences.push(format!("the host has no bridge {bridge}")),
+        Some(found) => {
+            if link.master != Some(found.index) {
+                differences.push(format!("{} is no port of the bridge {bridge}", link.name));
+            }
+            if !found.up {
+                differences.push(format!("{bridge} is down"));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn compare_host_routes(
+    host: &mut RouteSocket,
+    link: &Link,
+    record: &Record,
+    differences: &mut Vec<String>,
+) -> Result<(), Failure> {
+    for lease in &record.addresses {
+        let address = lease.address.addr();
+        if route::link_towards(host, address)? != Some(link.index) {
+            differences.push(format!("the host has no route to {address} by {}", link.name));
+        }
+    }
+    Ok(())
 }
 
 /// What the previous result says otherwise than record and kernel.
 fn compare_with_result(
     record: &Record,
-    previous: &PreviousResult,
+    previous: &CniResult,
     namespace: &Namespace,
     inside: &mut RouteSocket,
 ) -> Result<Vec<String>, Failure> {
     let mut differences = Vec::new();
     let ifname = &record.key.ifname;
-    let is_own = |interface: &PreviousInterface| interface.name == *ifname && namespace.is_at(&interface.sandbox);
+    let is_own = |interface: &Interface| interface.name == *ifname && namespace.is_at(&interface.sandbox);
     let Some(index) = previous.interfaces.iter().position(is_own) else {
         differences.push(format!("prevResult has no interface {ifname} in the sandbox {}", namespace.path().display()));
         return Ok(differences);
@@ -126,28 +172,30 @@ fn compare_with_result(
 /// What the network has otherwise than the config asks for.
 fn compare_network(attachment: &Attachment, record: &Record, host: &mut RouteSocket) -> Result<Vec<String>, Failure> {
     let mut differences = Vec::new();
-    let ranges = || attachment.sets.iter().flat_map(|set| &set.0);
     if attachment.hairpin && link::find(host, &record.host_interface)?.is_some_and(|port| !port.hairpin) {
         differences.push(format!("{} is not in hairpin mode", record.host_interface));
     }
-    if attachment.is_gateway {
+    if attachment.is_gateway || attachment.bridge.is_none() {
         for (is_ipv4, switch) in [(true, sysctl::FORWARD_V4), (false, sysctl::FORWARD_V6)] {
-            if attachment.sets.iter().any(|set| set.is_ipv4() == is_ipv4) && sysctl::read(switch)? == "0" {
+            let has_family = record.addresses.iter().any(|lease| lease.address.addr().is_ipv4() == is_ipv4);
+            if has_family && sysctl::read(switch)? == "0" {
                 differences.push(format!("the host does not forward: /proc/sys/net/{switch} is 0"));
             }
         }
     }
     if attachment.is_gateway
-        && let Some(bridge) = link::find(host, &attachment.bridge)?
+        && let Some(name) = &attachment.bridge
+        && let Some(bridge) = link::find(host, name)?
     {
         let found = address::of_link(host, bridge.index)?;
-        for range in ranges().filter(|range| !bridge::has_address(&found, range.gateway)) {
-            differences.push(format!("the bridge {} lacks the gateway address {}", bridge.name, range.gateway));
+        for gateway in gateways(attachment, &record.addresses) {
+            if !bridge::has_address(&found, gateway.addr()) {
+                differences.push(format!("the bridge {name} lacks the gateway address {}", gateway.addr()));
+            }
         }
     }
     if attachment.masquerade {
-        let subnets: Vec<IpNet> = ranges().map(|range| range.subnet).collect();
-        differences.extend(masquerade::differences(&subnets)?);
+        differences.extend(masquerade::differences(&masqueraded(attachment, &record.addresses))?);
     }
     Ok(differences)
 }

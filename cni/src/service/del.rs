@@ -1,6 +1,6 @@
 //! DEL: detach a container from the network.
 
-use super::add::undo;
+use super::{add::undo, delegate::Delegate};
 use crate::{
     config::{
         invocation::{AttachmentCall, AttachmentKey},
@@ -18,7 +18,14 @@ use crate::{
 /// What is gone already is no error, and a config whose ranges somebody broke doesn't keep an address taken.
 pub(super) fn del(config: &NetworkConfig, call: &AttachmentCall) -> Result<(), Failure> {
     let store = Store::new(&config.data_dir, &config.name)?;
-    detach(&store, &mut RouteSocket::open()?, &config.name, &call.key)
+    let mut host = RouteSocket::open()?;
+    let returned = Delegate::of(config).and_then(|delegate| delegate.map_or(Ok(()), |delegate| delegate.delete()));
+    if let Err(error) = returned {
+        // The record stays for the next try to return the addresses; but the container loses its network.
+        link::delete(&mut host, &naming::host_interface(&config.name, &call.key))?;
+        return Err(error.into());
+    }
+    detach(&store, &mut host, &config.name, &call.key)
 }
 
 /// Undoes one attachment, whatever is known or left of it.

@@ -3,10 +3,12 @@
 mod add;
 mod check;
 mod del;
+mod delegate;
 mod gc;
-mod result;
+mod ipam;
 mod status;
 mod version;
+mod wire;
 
 use std::{
     env,
@@ -17,10 +19,14 @@ use std::{
 
 use serde_json::Value;
 
+use delegate::Delegate;
+pub(crate) use delegate::DelegateError;
+
 use crate::{
     config::{
         invocation::{self, Command, Invocation},
         network::NetworkConfig,
+        persona::Executable,
         version::SpecVersion,
     },
     error::{Failure, panic_json},
@@ -38,7 +44,8 @@ pub fn run() -> ExitCode {
         print(&panic_json(&info.to_string()));
         eprintln!("{info}");
     }));
-    let (outcome, version) = serve();
+    let executable = Executable::called(env::args_os().next().as_deref());
+    let (outcome, version) = serve(&executable);
     match outcome {
         Ok(output) => {
             if let Some(output) = output
@@ -50,7 +57,7 @@ pub fn run() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(failure) => {
-            eprintln!("keelson-cni: {}", failure.one_line());
+            eprintln!("{}: {}", executable.name, failure.one_line());
             print(&failure.to_json(version));
             ExitCode::FAILURE
         }
@@ -58,12 +65,12 @@ pub fn run() -> ExitCode {
 }
 
 /// Runs the call; beside the outcome goes the spec version that an error is printed in.
-fn serve() -> (Result<Option<Value>, Failure>, SpecVersion) {
+fn serve(executable: &Executable) -> (Result<Option<Value>, Failure>, SpecVersion) {
     let newest = SpecVersion::NEWEST;
     let invocation = match invocation::read(|name| env::var_os(name)) {
         Ok(Some(invocation)) => invocation,
         Ok(None) => {
-            about();
+            about(executable);
             return (Ok(None), newest);
         }
         Err(error) => return (Err(error.into()), newest),
@@ -75,7 +82,7 @@ fn serve() -> (Result<Option<Value>, Failure>, SpecVersion) {
     if invocation == Invocation::Network(Command::Version) {
         return (version::version(&config).map(Some), newest);
     }
-    let config = match NetworkConfig::parse(&config) {
+    let config = match NetworkConfig::parse(&config, executable) {
         Ok(config) => config,
         Err(error) => return (Err(error.into()), newest),
     };
@@ -84,33 +91,52 @@ fn serve() -> (Result<Option<Value>, Failure>, SpecVersion) {
 
 fn dispatch(invocation: &Invocation, config: &NetworkConfig) -> Result<Option<Value>, Failure> {
     match invocation {
+        Invocation::Attachment(Command::Add, call) if config.is_ipam => ipam::add(config, call).map(Some),
         Invocation::Attachment(Command::Add, call) => add::add(config, call).map(Some),
-        Invocation::Attachment(Command::Check, call) => check::check(config, call).map(|()| None),
+        Invocation::Attachment(Command::Check, call) => {
+            require(config, "CHECK", SpecVersion::V0_4_0)?;
+            if config.is_ipam {
+                ipam::check(config, call)?;
+            } else {
+                check::check(config, call)?;
+            }
+            Ok(None)
+        }
         // `read` gives no other verb with an attachment than these three.
         Invocation::Attachment(_, call) => del::del(config, call).map(|()| None),
         Invocation::Network(Command::Gc) => {
-            require(config, "GC")?;
-            gc::gc(config).map(|()| None)
+            require(config, "GC", SpecVersion::V1_1_0)?;
+            gc::gc(config)?;
+            forward(config, "GC")
         }
         // Likewise for the verbs without one; VERSION has been served.
         Invocation::Network(_) => {
-            require(config, "STATUS")?;
-            status::status(config).map(|()| None)
+            require(config, "STATUS", SpecVersion::V1_1_0)?;
+            status::status(config)?;
+            forward(config, "STATUS")
         }
     }
 }
 
-fn require(config: &NetworkConfig, verb: &'static str) -> Result<(), Failure> {
-    if config.version < SpecVersion::V1_1_0 {
-        return Err(Failure::VerbTooNew { verb, since: SpecVersion::V1_1_0, config: config.version });
+/// Asks the delegated plugin, too, if there is one.
+fn forward(config: &NetworkConfig, verb: &str) -> Result<Option<Value>, Failure> {
+    if let Some(delegate) = Delegate::of(config)? {
+        delegate.call(verb)?;
+    }
+    Ok(None)
+}
+
+fn require(config: &NetworkConfig, verb: &'static str, since: SpecVersion) -> Result<(), Failure> {
+    if config.version < since {
+        return Err(Failure::VerbTooNew { verb, since, config: config.version });
     }
     Ok(())
 }
 
 /// What the spec wants said to somebody who calls the plugin by hand.
-fn about() {
+fn about(executable: &Executable) {
     let versions: Vec<&str> = SpecVersion::ALL.iter().map(|version| version.as_str()).collect();
-    eprintln!("CNI plugin keelson-cni v{}", env!("CARGO_PKG_VERSION"));
+    eprintln!("CNI plugin {} (keelson-cni v{})", executable.name, env!("CARGO_PKG_VERSION"));
     eprintln!("CNI protocol versions supported: {}", versions.join(", "));
 }
 

@@ -7,6 +7,7 @@ use nix::{
     unistd::{AccessFlags, access},
 };
 
+use super::delegate::Delegate;
 use crate::{
     config::{
         invocation::CniArgs,
@@ -29,6 +30,8 @@ pub(super) fn status(config: &NetworkConfig) -> Result<(), Failure> {
         Err(ConfigError::Unsupported(problem)) => return Err(Failure::Unavailable(problem.to_string())),
         Err(error) => return Err(error.into()),
     };
+    // Found, it is asked after this.
+    Delegate::of(config).map_err(|error| Failure::Unavailable(error.to_string()))?;
     let store = Store::new(&config.data_dir, &config.name)?;
     // `create` makes what is missing below the nearest directory that there is.
     let existing = store.directory().ancestors().find(|path| path.exists()).unwrap_or_else(|| Path::new("/"));
@@ -44,10 +47,11 @@ pub(super) fn status(config: &NetworkConfig) -> Result<(), Failure> {
     if space.blocks_free() == 0 || (space.files() > 0 && space.files_free() == 0) {
         return Err(Failure::Unavailable(format!("the store can't be written: {} is full", existing.display())));
     }
-    match bridge::find(&mut RouteSocket::open()?, &attachment.bridge) {
+    let Some(bridge) = attachment.bridge.filter(|_| !config.is_ipam) else { return Ok(()) };
+    match bridge::find(&mut RouteSocket::open()?, &bridge) {
         Ok(Some(_)) => Ok(()),
         Ok(None) if store.keys()?.is_empty() => Ok(()),
-        Ok(None) => Err(Failure::Degraded(format!("the bridge {} of running Pods is gone", attachment.bridge))),
+        Ok(None) => Err(Failure::Degraded(format!("the bridge {bridge} of running Pods is gone"))),
         Err(error @ BridgeError::NotABridge { .. }) => Err(Failure::Unavailable(error.to_string())),
         Err(error) => Err(error.into()),
     }

@@ -100,6 +100,12 @@ impl Store {
         &self.boot_id
     }
 
+    /// The network's name.
+    pub(crate) fn network(&self) -> &str {
+        // The directory was joined from the name.
+        self.network_dir.file_name().and_then(|name| name.to_str()).unwrap_or_default()
+    }
+
     pub(crate) fn directory(&self) -> &Path {
         &self.network_dir
     }

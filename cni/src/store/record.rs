@@ -7,9 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{
     bandwidth::Bandwidth,
+    dns::Dns,
     invocation::{AttachmentKey, Pod},
-    network::Route,
     ports::PortMapping,
+    route::Route,
 };
 
 /// The version of the format that this program writes.
@@ -71,6 +72,9 @@ pub(crate) struct Record {
     pub(crate) mtu: Option<u32>,
     pub(crate) addresses: Vec<Lease>,
     pub(crate) routes: Vec<Route>,
+    /// The name servers that the result told, for an ADD that is repeated.
+    #[serde(default, skip_serializing_if = "Dns::is_empty")]
+    pub(crate) dns: Dns,
     /// The plugin that the addresses came from and return to; `None` for the built-in IPAM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) ipam_plugin: Option<String>,

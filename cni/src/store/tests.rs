@@ -43,6 +43,7 @@ fn record(store: &Store, id: &str) -> Record {
         mtu: None,
         addresses: Vec::new(),
         routes: Vec::new(),
+        dns: crate::config::dns::Dns::default(),
         ipam_plugin: None,
         masquerade: false,
         ports: Vec::new(),

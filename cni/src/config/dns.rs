@@ -1,0 +1,59 @@
+//! Name servers.
+
+use std::path::Path;
+
+use keelson_host::Problem;
+use serde::{Deserialize, Serialize};
+
+use super::fields::Fields;
+
+/// Name servers as the spec has them; the runtime, not the plugin, puts them into the container.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Dns {
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) nameservers: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) domain: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) search: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) options: Vec<String>,
+}
+
+impl Dns {
+    pub(crate) fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Reads the `dns` object of a config or a result.
+pub(crate) fn parse_dns(dns: Option<Fields<'_>>) -> Result<Dns, Problem> {
+    let Some(dns) = dns else { return Ok(Dns::default()) };
+    Ok(Dns {
+        nameservers: dns.strings("nameservers")?,
+        domain: dns.string("domain")?.filter(|domain| !domain.is_empty()).map(str::to_owned),
+        search: dns.strings("search")?,
+        options: dns.strings("options")?,
+    })
+}
+
+/// Reads a resolv.conf(5); `path` is the key that names it.
+pub(crate) fn read_resolv_conf(path: &str, file: &Path) -> Result<Dns, Problem> {
+    let text = std::fs::read_to_string(file).map_err(|error| {
+        Problem::new(path, file.display(), format!("can't be read ({error})"), "name a file in resolv.conf's format")
+    })?;
+    let mut dns = Dns::default();
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        let keyword = words.next().unwrap_or_default();
+        let values = words.map(str::to_owned);
+        match keyword {
+            "nameserver" => dns.nameservers.extend(values.take(1)),
+            "domain" => dns.domain = values.take(1).next(),
+            "search" => dns.search = values.collect(),
+            "options" => dns.options.extend(values),
+            _ => {}
+        }
+    }
+    Ok(dns)
+}

@@ -1,0 +1,230 @@
+//! The kernel's side of ADD: the links between a container and the node, with addresses and routes.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use nix::errno::Errno;
+
+use crate::{
+    config::{network::Attachment, route::Route},
+    error::Failure,
+    kernel::{
+        KernelError, RouteSocket, Step, address, bridge,
+        link::{self, Link},
+        netns::Namespace,
+        route, sysctl,
+        veth::{self, PortFlags, VethPair},
+    },
+    policy::naming,
+    store::{Lease, Record, Store, describe},
+};
+
+/// The two ends of what is made: the node's namespace and the container's.
+pub(super) struct Wire {
+    pub(super) namespace: Namespace,
+    pub(super) host: RouteSocket,
+    pub(super) inside: RouteSocket,
+}
+
+/// The links that were made, as the kernel has them.
+pub(super) struct Wired {
+    /// `None` in routed mode.
+    pub(super) bridge: Option<Link>,
+    pub(super) container: Link,
+}
+
+impl Wire {
+    /// Makes what the record says.
+    pub(super) fn make(
+        &mut self,
+        store: &Store,
+        attachment: &Attachment,
+        record: &mut Record,
+    ) -> Result<Wired, Failure> {
+        let first = record.addresses.first().map(|lease| lease.address.addr());
+        let container_mac = attachment.mac.unwrap_or_else(|| naming::container_mac(first, &record.host_interface));
+        record.container_mac = container_mac.to_string();
+        let bridge = match &attachment.bridge {
+            None => None,
+            Some(name) => Some(self.make_bridge(store, attachment, name, &record.addresses)?),
+        };
+        let mtu = attachment.mtu.or(bridge.as_ref().map(|bridge| bridge.mtu)).unwrap_or(bridge::DEFAULT_MTU);
+        record.mtu = Some(mtu);
+        let pair = VethPair {
+            host_name: &record.host_interface,
+            host_mac: naming::host_mac(&record.host_interface),
+            container_name: &record.key.ifname,
+            container_mac,
+            mtu,
+        };
+        self.make_pair(&pair, bridge.as_ref())?;
+        let alias = format!("{}:{}", bridge::alias(&record.network), describe(record));
+        let port = bridge.is_some().then_some(PortFlags { hairpin: attachment.hairpin, isolated: attachment.isolated });
+        veth::configure_host_end(&mut self.host, &record.host_interface, &alias, port)?;
+        let is_routed = bridge.is_none();
+        if is_routed {
+            self.route_to_container(record)?;
+        }
+        let container = self.configure_container_end(record, is_routed)?;
+        link::wait_until_running(&mut self.host, &record.host_interface)?;
+        let bridge = match bridge {
+            None => None,
+            // The first port brings the bridge to life; one with spanning tree takes its time, for which nobody waits.
+            Some(bridge) => Some(link::find(&mut self.host, &record.bridge)?.unwrap_or(bridge)),
+        };
+        Ok(Wired { bridge, container })
+    }
+
+    fn make_bridge(
+        &mut self,
+        store: &Store,
+        attachment: &Attachment,
+        name: &str,
+        leases: &[Lease],
+    ) -> Result<Link, Failure> {
+        let mac = naming::bridge_mac(store.boot_id(), name);
+        let bridge = bridge::ensure(&mut self.host, name, store.network(), mac, attachment.mtu)?;
+        if attachment.is_gateway {
+            let gateways = gateways(attachment, leases);
+            bridge::ensure_addresses(&mut self.host, &bridge, &gateways, attachment.force_address)?;
+            ensure_forwarding(gateways.iter().map(IpNet::addr))?;
+        }
+        Ok(bridge)
+    }
+
+    fn make_pair(&mut self, pair: &VethPair<'_>, bridge: Option<&Link>) -> Result<(), Failure> {
+        let bridge = bridge.map(|bridge| bridge.index);
+        match veth::create(&mut self.host, pair, bridge, &self.namespace) {
+            Err(error) if error.errno() == Some(Errno::EEXIST) => {
+                // Nobody else uses the name on the host: it's what an ADD left whose record was lost.
+                link::delete(&mut self.host, pair.host_name)?;
+                match veth::create(&mut self.host, pair, bridge, &self.namespace) {
+                    Err(error) if error.errno() == Some(Errno::EEXIST) => {
+                        Err(Failure::InterfaceExists { ifname: pair.container_name.to_owned() })
+                    }
+                    other => Ok(other?),
+                }
+            }
+            other => Ok(other?),
+        }
+    }
+
+    /// Gives the host's end the gateways' addresses, which answers the container's questions for them, and routes the
+    /// container's addresses to it.
+    fn route_to_container(&mut self, record: &Record) -> Result<(), Failure> {
+        let name = &record.host_interface;
+        let host = self.find_host_end(name)?;
+        let mut steps = Vec::new();
+        for lease in &record.addresses {
+            if let Some(gateway) = lease.gateway {
+                steps.push(Step {
+                    doing: format!("add the address {gateway} to {name}"),
+                    message: address::add(host.index, gateway.into()),
+                    flags: NLM_F_CREATE | NLM_F_REPLACE,
+                });
+            }
+        }
+        for route in host_routes(record) {
+            steps.push(Step {
+                doing: format!("add the route to {} by {name}", route.dst),
+                message: route::add(host.index, &route),
+                // An address that was another Pod's until a moment ago may still be routed to its link.
+                flags: NLM_F_CREATE | NLM_F_REPLACE,
+            });
+        }
+        self.host.batch(&steps)?;
+        ensure_forwarding(record.addresses.iter().map(|lease| lease.address.addr()))?;
+        Ok(())
+    }
+
+    fn find_host_end(&mut self, name: &str) -> Result<Link, Failure> {
+        let found = link::find(&mut self.host, name)?;
+        found.ok_or_else(|| KernelError::new(format!("find {name}"), Errno::ENODEV).into())
+    }
+
+    /// Brings the container's end up, with addresses and routes, in one batch.
+    fn configure_container_end(&mut self, record: &Record, is_routed: bool) -> Result<Link, Failure> {
+        let ifname = &record.key.ifname;
+        let link = link::find(&mut self.inside, ifname)?
+            .ok_or_else(|| KernelError::new(format!("find {ifname} in the container"), Errno::ENODEV))?;
+        if link.ipv6_disabled && record.addresses.iter().any(|lease| lease.address.addr().is_ipv6()) {
+            // A namespace whose sysctls disable IPv6 hands that on to new interfaces; this one is asked to have it.
+            let switch = format!("ipv6/conf/{ifname}/disable_ipv6");
+            self.namespace.within(|| sysctl::ensure(&switch, "0"))??;
+        }
+        let mut steps = vec![Step {
+            doing: format!("bring up {ifname} in the container"),
+            message: veth::up(link.index),
+            flags: 0,
+        }];
+        let add_address = if is_routed { address::add_without_route } else { address::add };
+        steps.extend(record.addresses.iter().map(|lease| Step {
+            doing: format!("add the address {} to {ifname} in the container", lease.address),
+            message: add_address(link.index, lease.address),
+            flags: NLM_F_CREATE | NLM_F_EXCL,
+        }));
+        let own_routes = if is_routed { container_routes(record) } else { Vec::new() };
+        steps.extend(own_routes.iter().chain(&record.routes).map(|route| Step {
+            doing: format!("add the route to {} in the container", route.dst),
+            message: route::add(link.index, route),
+            // Behind a route that another network's attachment has to the same place.
+            flags: NLM_F_CREATE | NLM_F_APPEND,
+        }));
+        self.inside.batch(&steps)?;
+        link::wait_until_running(&mut self.inside, ifname)?;
+        Ok(link)
+    }
+}
+
+/// The gateway addresses that the bridge carries: those of all ranges, or, where another plugin gave the addresses,
+/// theirs.
+pub(super) fn gateways(attachment: &Attachment, leases: &[Lease]) -> Vec<IpNet> {
+    let mut gateways: Vec<IpNet> = Vec::new();
+    // The prefix is the subnet's own, so it fits its gateway.
+    for range in attachment.sets.iter().flat_map(|set| &set.0) {
+        gateways.extend(IpNet::new(range.gateway, range.subnet.prefix_len()).ok());
+    }
+    if attachment.sets.is_empty() {
+        for lease in leases {
+            gateways.extend(lease.gateway.and_then(|gateway| IpNet::new(gateway, lease.address.prefix_len()).ok()));
+        }
+    }
+    gateways.dedup();
+    gateways
+}
+
+/// The subnets whose traffic is masqueraded: those of all ranges, or, where another plugin gave the addresses, theirs.
+pub(super) fn masqueraded(attachment: &Attachment, leases: &[Lease]) -> Vec<IpNet> {
+    let ranges: Vec<IpNet> = attachment.sets.iter().flat_map(|set| &set.0).map(|range| range.subnet).collect();
+    if ranges.is_empty() { leases.iter().map(|lease| lease.address.trunc()).collect() } else { ranges }
+}
+
+/// The routes by which the node reaches a container in routed mode.
+pub(super) fn host_routes(record: &Record) -> Vec<Route> {
+    record.addresses.iter().map(|lease| Route::on_link(lease.address.addr())).collect()
+}
+
+/// The routes that take the place of the subnet's own in routed mode: to the gateway by the link, to the rest of the
+/// subnet by the gateway.
+pub(super) fn container_routes(record: &Record) -> Vec<Route> {
+    let mut routes = Vec::new();
+    for lease in &record.addresses {
+        let Some(gateway) = lease.gateway else { continue };
+        routes.push(Route::on_link(gateway));
+        routes.push(Route { gw: Some(gateway), ..Route::to(lease.address.trunc()) });
+    }
+    routes
+}
+
+/// Sees that the node forwards packets of the families of `addresses`.
+fn ensure_forwarding(addresses: impl Iterator<Item = IpAddr>) -> Result<(), KernelError> {
+    let (ipv4, ipv6): (Vec<IpAddr>, Vec<IpAddr>) = addresses.partition(IpAddr::is_ipv4);
+    if !ipv4.is_empty() {
+        sysctl::ensure(sysctl::FORWARD_V4, "1")?;
+    }
+    if !ipv6.is_empty() {
+        sysctl::ensure(sysctl::FORWARD_V6, "1")?;
+    }
+    Ok(())
+}
