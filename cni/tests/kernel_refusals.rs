@@ -81,7 +81,7 @@ fn a_bad_config_is_refused_with_its_code() {
     }
     let version =
         node.call("ADD", "c", Some(pod.path()), &changed(&node, |config| config["cniVersion"] = json!("9.9.9")));
-    let details = r#"config is "9.9.9", plugin supports ["0.4.0" "1.0.0" "1.1.0"]"#;
+    let details = r#"config is "9.9.9", plugin supports ["0.1.0" "0.2.0" "0.3.0" "0.3.1" "0.4.0" "1.0.0" "1.1.0"]"#;
     assert_eq!(version.json()["details"], details);
 }
 
