@@ -4,13 +4,12 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
-use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use nix::errno::Errno;
 
 use super::{
     KernelError, RouteSocket, address,
-    link::{self, Link},
-    message::RouteNetlinkMessage,
+    attribute::Attributes,
+    link::{self, Link, State},
     sysctl, veth,
 };
 use crate::config::mac::Mac;
@@ -28,6 +27,9 @@ pub(crate) enum BridgeError {
     )]
     OtherAddress { name: String, wanted: IpNet, found: IpNet },
 }
+
+/// The kernel's name for this kind of link.
+const KIND: &str = "bridge";
 
 /// A new bridge's MTU unless the config has one: Ethernet's, and the kernel's own default.
 pub(crate) const DEFAULT_MTU: u32 = 1500;
@@ -63,13 +65,12 @@ pub(crate) fn ensure(
     // A Pod must not be able to configure the host by router advertisements.
     sysctl::ensure_if_present(&format!("ipv6/conf/{name}/accept_ra"), "0")?;
     // Neither alias nor up is taken by the creating message; up comes last, so that a bridge that is up is whole.
-    let mut message = LinkMessage::default();
-    message.header.flags = LinkFlags::Up;
-    message.header.change_mask = LinkFlags::Up;
-    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
-    message.attributes.push(LinkAttribute::IfAlias(alias(network)));
-    message.attributes.push(LinkAttribute::Mtu(mtu));
-    socket.request(format!("bring up the bridge {name}"), RouteNetlinkMessage::SetLink(message), 0)?;
+    let attributes = Attributes::new()
+        .text(libc::IFLA_IFNAME, name)
+        .text(libc::IFLA_IFALIAS, &alias(network))
+        .native(libc::IFLA_MTU, mtu);
+    let message = link::message(libc::RTM_SETLINK, 0, State::Up, &attributes);
+    socket.request(format!("bring up the bridge {name}"), message, 0)?;
     find(socket, name)?.ok_or_else(|| KernelError::new(format!("find the bridge {name}"), Errno::ENODEV).into())
 }
 
@@ -80,12 +81,12 @@ fn unpinned(mtu: u32) -> u32 {
 }
 
 fn create(socket: &mut RouteSocket, name: &str, mac: Mac, mtu: u32) -> Result<(), KernelError> {
-    let mut message = LinkMessage::default();
-    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
-    message.attributes.push(LinkAttribute::Address(mac.0.to_vec()));
-    message.attributes.push(LinkAttribute::Mtu(mtu));
-    message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]));
-    let create = RouteNetlinkMessage::NewLink(message);
+    let attributes = Attributes::new()
+        .text(libc::IFLA_IFNAME, name)
+        .bytes(libc::IFLA_ADDRESS, &mac.0)
+        .native(libc::IFLA_MTU, mtu)
+        .nest(libc::IFLA_LINKINFO, &Attributes::new().text(libc::IFLA_INFO_KIND, KIND));
+    let create = link::message(libc::RTM_NEWLINK, 0, State::Kept, &attributes);
     match socket.request(format!("create the bridge {name}"), create, NLM_F_CREATE | NLM_F_EXCL) {
         Ok(_) => Ok(()),
         // Another network's ADD made it since we looked.
@@ -97,7 +98,7 @@ fn create(socket: &mut RouteSocket, name: &str, mac: Mac, mtu: u32) -> Result<()
 /// The bridge called `name`, if there is one.
 pub(crate) fn find(socket: &mut RouteSocket, name: &str) -> Result<Option<Link>, BridgeError> {
     match link::find(socket, name)? {
-        Some(found) if found.kind != Some(InfoKind::Bridge) => Err(BridgeError::NotABridge { name: name.to_owned() }),
+        Some(found) if found.kind != KIND => Err(BridgeError::NotABridge { name: name.to_owned() }),
         found => Ok(found),
     }
 }
@@ -146,7 +147,7 @@ fn conflicts(found: IpNet, wanted: IpNet) -> bool {
 /// Removes the bridge if a network of this name made it and nothing is attached to it; tells whether it is gone.
 pub(crate) fn remove_if_unused(socket: &mut RouteSocket, name: &str, network: &str) -> Result<bool, KernelError> {
     let Some(found) = link::find(socket, name)? else { return Ok(true) };
-    if found.kind != Some(InfoKind::Bridge) || found.alias != alias(network) {
+    if found.kind != KIND || found.alias != alias(network) {
         return Ok(false);
     }
     if link::all(socket)?.iter().any(|port| port.master == Some(found.index)) {

@@ -2,13 +2,57 @@
 
 use std::time::{Duration, Instant};
 
-use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, InfoBridgePort, InfoKind, InfoPortData, LinkAttribute, LinkExtentMask, LinkFlags,
-    LinkInfo, LinkMessage, State,
-};
 use nix::errno::Errno;
 
-use super::{KernelError, RouteSocket, message::RouteNetlinkMessage, netlink::LinkEvents};
+use super::{
+    KernelError, RouteSocket,
+    attribute::{Attributes, attribute, attributes, native, text},
+    message::RouteNetlinkMessage,
+    netlink::LinkEvents,
+};
+
+/// The length of `ifinfomsg` (linux/rtnetlink.h).
+const FIXED: usize = 16;
+
+/// `IFF_UP` (linux/if.h).
+const UP: u32 = 1;
+
+/// `IF_OPER_UP` there: RFC 2863's ifOperStatus "up".
+const IF_OPER_UP: u8 = 6;
+
+/// `RTEXT_FILTER_SKIP_STATS` (linux/rtnetlink.h).
+const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
+
+/// Of a bridge port (linux/if_link.h): whether it sends frames back to where they came from.
+pub(crate) const IFLA_BRPORT_MODE: u16 = 4;
+
+/// Of a bridge port (linux/if_link.h): whether it exchanges no frames with other such ports.
+pub(crate) const IFLA_BRPORT_ISOLATED: u16 = 33;
+
+/// What a message says of the link's being up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    /// It stays as it is.
+    Kept,
+    /// Set it up.
+    Up,
+}
+
+/// `ifinfomsg`: family, type, index, flags, and which of the flags are meant.
+pub(crate) fn fixed(index: u32, state: State) -> [u8; FIXED] {
+    let mut fixed = [0; FIXED];
+    fixed[4..8].copy_from_slice(&index.to_ne_bytes());
+    if state == State::Up {
+        fixed[8..12].copy_from_slice(&UP.to_ne_bytes());
+        fixed[12..].copy_from_slice(&UP.to_ne_bytes());
+    }
+    fixed
+}
+
+/// The message `kind` about the link `index`, or about the one that the attributes name if it is 0.
+pub(crate) fn message(kind: u16, index: u32, state: State, attributes: &Attributes) -> RouteNetlinkMessage {
+    RouteNetlinkMessage::new(kind, &fixed(index, state), attributes)
+}
 
 /// What is compared of a link.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,7 +68,8 @@ pub(crate) struct Link {
     /// The index of the bridge that it is a port of.
     pub(crate) master: Option<u32>,
     pub(crate) alias: String,
-    pub(crate) kind: Option<InfoKind>,
+    /// The kernel's name for its kind, such as `bridge`; empty for a device.
+    pub(crate) kind: String,
     /// Whether a bridge port sends frames back to where they came from.
     pub(crate) hairpin: bool,
     /// Its namespace's switch `disable_ipv6`.
@@ -32,52 +77,50 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    fn from_message(message: LinkMessage) -> Self {
-        let mut link =
-            Self { index: message.header.index, up: message.header.flags.contains(LinkFlags::Up), ..Self::default() };
-        for attribute in message.attributes {
-            match attribute {
-                LinkAttribute::IfName(name) => link.name = name,
-                LinkAttribute::Address(mac) => link.mac = mac,
-                LinkAttribute::Mtu(mtu) => link.mtu = mtu,
-                LinkAttribute::OperState(state) => link.running = state == State::Up,
-                LinkAttribute::Controller(master) => link.master = Some(master),
-                LinkAttribute::IfAlias(alias) => link.alias = alias,
-                LinkAttribute::AfSpecUnspec(families) => link.ipv6_disabled = families.iter().any(disables_ipv6),
-                LinkAttribute::LinkInfo(infos) => infos.into_iter().for_each(|info| link.add(info)),
+    /// The link that an answer tells of.
+    fn from_message(answer: &RouteNetlinkMessage) -> Option<Self> {
+        let (fixed, told) = answer.parts::<FIXED>(libc::RTM_NEWLINK)?;
+        let field = |at: usize| fixed.get(at..at + 4).and_then(native).unwrap_or_default();
+        let mut link = Self { index: field(4), up: field(8) & UP != 0, ..Self::default() };
+        for (kind, value) in attributes(told) {
+            match kind {
+                libc::IFLA_IFNAME => link.name = text(value),
+                libc::IFLA_ADDRESS => link.mac = value.to_vec(),
+                libc::IFLA_MTU => link.mtu = native(value).unwrap_or_default(),
+                libc::IFLA_OPERSTATE => link.running = value == [IF_OPER_UP],
+                libc::IFLA_MASTER => link.master = native(value),
+                libc::IFLA_IFALIAS => link.alias = text(value),
+                libc::IFLA_AF_SPEC => link.ipv6_disabled = disables_ipv6(value),
+                libc::IFLA_LINKINFO => {
+                    link.kind = attribute(value, libc::IFLA_INFO_KIND).map(text).unwrap_or_default();
+                    let port = attribute(value, libc::IFLA_INFO_SLAVE_DATA).unwrap_or_default();
+                    link.hairpin = attribute(port, IFLA_BRPORT_MODE) == Some(&[1]);
+                }
                 _ => {}
             }
         }
-        link
-    }
-
-    fn add(&mut self, info: LinkInfo) {
-        match info {
-            LinkInfo::Kind(kind) => self.kind = Some(kind),
-            LinkInfo::PortData(InfoPortData::BridgePort(port)) => {
-                self.hairpin = port.contains(&InfoBridgePort::HairpinMode(true));
-            }
-            _ => {}
-        }
+        Some(link)
     }
 }
 
-fn disables_ipv6(family: &AfSpecUnspec) -> bool {
-    let AfSpecUnspec::Inet6(attributes) = family else { return false };
-    attributes.iter().any(|attribute| matches!(attribute, AfSpecInet6::DevConf(conf) if conf.disable_ipv6 != 0))
+/// What `IFLA_AF_SPEC` holds of IPv6: below the family's number its switches, in the order of linux/ipv6.h.
+fn disables_ipv6(families: &[u8]) -> bool {
+    const AF_INET6: u16 = 10;
+    const IFLA_INET6_CONF: u16 = 2;
+    const DEVCONF_DISABLE_IPV6: usize = 26;
+    let switches = attribute(families, AF_INET6).and_then(|family| attribute(family, IFLA_INET6_CONF));
+    let (switches, _) = switches.unwrap_or_default().as_chunks::<4>();
+    switches.get(DEVCONF_DISABLE_IPV6).is_some_and(|switch| *switch != [0; 4])
 }
 
 /// The link called `name`, if there is one.
 pub(crate) fn find(socket: &mut RouteSocket, name: &str) -> Result<Option<Link>, KernelError> {
-    let mut message = LinkMessage::default();
-    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
     // Counters are summed up over all CPUs, for nobody.
-    message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-    match socket.request(format!("look up the link {name}"), RouteNetlinkMessage::GetLink(message), 0) {
-        Ok(answers) => Ok(answers.into_iter().find_map(|answer| match answer {
-            RouteNetlinkMessage::NewLink(message) => Some(Link::from_message(message)),
-            _ => None,
-        })),
+    let attributes =
+        Attributes::new().text(libc::IFLA_IFNAME, name).native(libc::IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS);
+    let message = message(libc::RTM_GETLINK, 0, State::Kept, &attributes);
+    match socket.request(format!("look up the link {name}"), message, 0) {
+        Ok(answers) => Ok(answers.iter().find_map(Link::from_message)),
         Err(error) if error.errno() == Some(Errno::ENODEV) => Ok(None),
         Err(error) => Err(error),
     }
@@ -108,20 +151,15 @@ pub(crate) fn wait_until_running(socket: &mut RouteSocket, name: &str) -> Result
 
 /// Every link of the socket's namespace.
 pub(crate) fn all(socket: &mut RouteSocket) -> Result<Vec<Link>, KernelError> {
-    let message = RouteNetlinkMessage::GetLink(LinkMessage::default());
+    let message = message(libc::RTM_GETLINK, 0, State::Kept, &Attributes::new());
     let answers = socket.dump("list the links", &message)?;
-    let links = answers.into_iter().filter_map(|answer| match answer {
-        RouteNetlinkMessage::NewLink(message) => Some(Link::from_message(message)),
-        _ => None,
-    });
-    Ok(links.collect())
+    Ok(answers.iter().filter_map(Link::from_message).collect())
 }
 
 /// Removes the link called `name`, and with one end of a veth pair the other; an absent link is no error.
 pub(crate) fn delete(socket: &mut RouteSocket, name: &str) -> Result<(), KernelError> {
-    let mut message = LinkMessage::default();
-    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
-    match socket.request(format!("delete the link {name}"), RouteNetlinkMessage::DelLink(message), 0) {
+    let message = message(libc::RTM_DELLINK, 0, State::Kept, &Attributes::new().text(libc::IFLA_IFNAME, name));
+    match socket.request(format!("delete the link {name}"), message, 0) {
         Ok(_) => Ok(()),
         Err(error) if error.errno() == Some(Errno::ENODEV) => Ok(()),
         Err(error) => Err(error),

@@ -1,6 +1,7 @@
 //! The side with effects: links, addresses, routes, rules and kernel switches, over netlink and procfs.
 
 pub(crate) mod address;
+mod attribute;
 pub(crate) mod bridge;
 pub(crate) mod link;
 pub(crate) mod masquerade;

@@ -21,7 +21,10 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
 };
 
-use super::message::RouteNetlinkMessage;
+use super::{
+    attribute::{attribute, text},
+    message::RouteNetlinkMessage,
+};
 
 /// What the kernel may send in one datagram: it sizes dumps to the reader's buffer, up to 32 KiB (`netlink_dump`).
 const DATAGRAM: usize = 32 * 1024;
@@ -381,16 +384,8 @@ fn refusal(doing: &str, error: &ErrorMessage) -> Option<KernelError> {
 fn extended_text(after_code: &[u8]) -> String {
     const HEADER: usize = 16;
     const TEXT: u16 = 1;
-    let mut rest = after_code.get(HEADER..).unwrap_or_default();
-    while let Some((&[a, b, c, d], _)) = rest.split_first_chunk::<4>() {
-        let length = usize::from(u16::from_ne_bytes([a, b]));
-        let Some(value) = rest.get(4..length) else { break };
-        if u16::from_ne_bytes([c, d]) == TEXT {
-            return String::from_utf8_lossy(value).trim_end_matches('\0').to_owned();
-        }
-        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-    }
-    String::new()
+    let found = attribute(after_code.get(HEADER..).unwrap_or_default(), TEXT);
+    found.map(text).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -3,62 +3,63 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
-};
-
 use nix::errno::Errno;
 
-use super::{KernelError, RouteSocket, address::family, message::RouteNetlinkMessage};
-use crate::config::route::Route;
+use super::{
+    KernelError, RouteSocket,
+    address::{family, from_octets, octets},
+    attribute::{Attributes, attribute, native},
+    message::RouteNetlinkMessage,
+};
+use crate::config::route::{Route, ipv6_default};
 
 /// The routing protocol number of the routes that Keelson adds (rtnetlink(7), `rtm_protocol`: above 4 it's the
 /// adder's own): `ip route show proto 107`.
 pub(crate) const PROTOCOL: u8 = 107;
 
+/// The length of `rtmsg` (linux/rtnetlink.h): family, lengths of destination and source, type of service, table,
+/// protocol, scope, type, flags.
+const FIXED: usize = 12;
+
+/// The length of `rtnexthop` there.
+const NEXT_HOP: usize = 8;
+
+/// The metrics there that we set.
+const RTAX_MTU: u16 = 2;
+const RTAX_ADVMSS: u16 = 8;
+
 /// The message that adds `route`, whose gateway has been filled in, by link `index`.
 pub(crate) fn add(index: u32, route: &Route) -> RouteNetlinkMessage {
-    let mut message = RouteMessage::default();
-    message.header.address_family = family(route.dst.addr());
-    message.header.destination_prefix_length = route.dst.prefix_len();
-    message.header.protocol = RouteProtocol::Other(PROTOCOL);
-    message.header.kind = RouteType::Unicast;
-    message.header.scope = match (route.scope, route.gw) {
-        (Some(scope), _) => RouteScope::from(scope),
-        (None, Some(_)) => RouteScope::Universe,
-        (None, None) => RouteScope::Link,
+    let scope = match (route.scope, route.gw) {
+        (Some(scope), _) => scope,
+        (None, Some(_)) => libc::RT_SCOPE_UNIVERSE,
+        (None, None) => libc::RT_SCOPE_LINK,
     };
-    match route.table {
-        None => message.header.table = RouteHeader::RT_TABLE_MAIN,
-        // Numbers above 255 only fit the attribute, which the kernel prefers.
-        Some(table) => message.attributes.push(RouteAttribute::Table(table)),
-    }
+    // A table's number above 255 only fits the attribute, which the kernel prefers.
+    let table = if route.table.is_some() { libc::RT_TABLE_UNSPEC } else { libc::RT_TABLE_MAIN };
+    let mut attributes = Attributes::new().optional(libc::RTA_TABLE, route.table);
     if route.dst.prefix_len() > 0 {
-        message.attributes.push(RouteAttribute::Destination(RouteAddress::from(route.dst.network())));
+        attributes = attributes.bytes(libc::RTA_DST, &octets(route.dst.network()));
     }
     if let Some(gateway) = route.gw {
-        message.attributes.push(RouteAttribute::Gateway(RouteAddress::from(gateway)));
+        attributes = attributes.bytes(libc::RTA_GATEWAY, &octets(gateway));
     }
-    message.attributes.push(RouteAttribute::Oif(index));
-    if let Some(priority) = route.priority {
-        message.attributes.push(RouteAttribute::Priority(priority));
+    let metrics = Attributes::new().optional(RTAX_MTU, route.mtu).optional(RTAX_ADVMSS, route.advmss);
+    attributes = attributes.native(libc::RTA_OIF, index).optional(libc::RTA_PRIORITY, route.priority);
+    if !metrics.as_bytes().is_empty() {
+        attributes = attributes.nest(libc::RTA_METRICS, &metrics);
     }
-    let mut metrics = Vec::new();
-    metrics.extend(route.mtu.map(RouteMetric::Mtu));
-    metrics.extend(route.advmss.map(RouteMetric::Advmss));
-    if !metrics.is_empty() {
-        message.attributes.push(RouteAttribute::Metrics(metrics));
-    }
-    RouteNetlinkMessage::NewRoute(message)
+    let (family, length) = (family(route.dst.addr()), route.dst.prefix_len());
+    let fixed: [u8; FIXED] = [family, length, 0, 0, table, PROTOCOL, scope, libc::RTN_UNICAST, 0, 0, 0, 0];
+    RouteNetlinkMessage::new(libc::RTM_NEWROUTE, &fixed, &attributes)
 }
 
 /// The message that asks by which route packets to `address` leave.
 fn ask(address: IpAddr) -> RouteNetlinkMessage {
-    let mut message = RouteMessage::default();
-    message.header.address_family = family(address);
-    message.header.destination_prefix_length = if address.is_ipv4() { 32 } else { 128 };
-    message.attributes.push(RouteAttribute::Destination(RouteAddress::from(address)));
-    RouteNetlinkMessage::GetRoute(message)
+    let mut fixed = [0; FIXED];
+    fixed[0] = family(address);
+    fixed[1] = if address.is_ipv4() { 32 } else { 128 };
+    RouteNetlinkMessage::new(libc::RTM_GETROUTE, &fixed, &Attributes::new().bytes(libc::RTA_DST, &octets(address)))
 }
 
 /// The index of the link that packets to `address` leave by; `None` if there is no route.
@@ -67,14 +68,9 @@ pub(crate) fn link_towards(socket: &mut RouteSocket, address: IpAddr) -> Result<
         Err(error) if matches!(error.errno(), Some(Errno::ENETUNREACH | Errno::EHOSTUNREACH)) => return Ok(None),
         other => other?,
     };
-    Ok(answers.into_iter().find_map(|answer| match answer {
-        RouteNetlinkMessage::NewRoute(message) => {
-            message.attributes.into_iter().find_map(|attribute| match attribute {
-                RouteAttribute::Oif(index) => Some(index),
-                _ => None,
-            })
-        }
-        _ => None,
+    Ok(answers.iter().find_map(|answer| {
+        let (_, told) = answer.parts::<FIXED>(libc::RTM_NEWROUTE)?;
+        attribute(told, libc::RTA_OIF).and_then(native)
     }))
 }
 
@@ -90,46 +86,39 @@ pub(crate) struct FoundRoute {
 /// The routes of both families in the socket's namespace.
 pub(crate) fn all(socket: &mut RouteSocket) -> Result<Vec<FoundRoute>, KernelError> {
     let mut found = Vec::new();
-    for unspecified in [IpNet::default(), crate::config::route::ipv6_default()] {
-        let mut message = RouteMessage::default();
-        message.header.address_family = family(unspecified.addr());
-        for answer in socket.dump("list the routes", &RouteNetlinkMessage::GetRoute(message))? {
-            let RouteNetlinkMessage::NewRoute(message) = answer else { continue };
-            let mut route =
-                FoundRoute { dst: unspecified, gateway: None, link: None, table: u32::from(message.header.table) };
-            let mut network = unspecified.addr();
-            let mut next_hops = Vec::new();
-            for attribute in message.attributes {
-                match attribute {
-                    RouteAttribute::Destination(address) => network = ip(&address).unwrap_or(network),
-                    RouteAttribute::Gateway(address) => route.gateway = ip(&address),
-                    RouteAttribute::Oif(index) => route.link = Some(index),
-                    RouteAttribute::Table(table) => route.table = table,
-                    RouteAttribute::MultiPath(hops) => next_hops = hops,
-                    _ => {}
-                }
-            }
-            let Ok(dst) = IpNet::new(network, message.header.destination_prefix_length) else { continue };
-            route.dst = dst;
-            // Routes to one place by several gateways are told as one.
-            found.extend(next_hops.into_iter().map(|hop| FoundRoute {
-                gateway: hop.attributes.iter().find_map(|attribute| match attribute {
-                    RouteAttribute::Gateway(address) => ip(address),
-                    _ => None,
-                }),
-                link: Some(hop.interface_index),
-                ..route.clone()
-            }));
-            found.push(route);
+    for unspecified in [IpNet::default(), ipv6_default()] {
+        let mut fixed = [0; FIXED];
+        fixed[0] = family(unspecified.addr());
+        let message = RouteNetlinkMessage::new(libc::RTM_GETROUTE, &fixed, &Attributes::new());
+        for answer in socket.dump("list the routes", &message)? {
+            add_found(&answer, unspecified, &mut found);
         }
     }
     Ok(found)
 }
 
-fn ip(address: &RouteAddress) -> Option<IpAddr> {
-    match address {
-        RouteAddress::Inet(address) => Some((*address).into()),
-        RouteAddress::Inet6(address) => Some((*address).into()),
-        _ => None,
+/// Adds what an answer tells of; routes to one place by several gateways are told as one.
+fn add_found(answer: &RouteNetlinkMessage, unspecified: IpNet, found: &mut Vec<FoundRoute>) {
+    let Some((fixed, told)) = answer.parts::<FIXED>(libc::RTM_NEWROUTE) else { return };
+    let network = attribute(told, libc::RTA_DST).and_then(from_octets).unwrap_or(unspecified.addr());
+    let Ok(dst) = IpNet::new(network, fixed[1]) else { return };
+    let route = FoundRoute {
+        dst,
+        gateway: attribute(told, libc::RTA_GATEWAY).and_then(from_octets),
+        link: attribute(told, libc::RTA_OIF).and_then(native),
+        table: attribute(told, libc::RTA_TABLE).and_then(native).unwrap_or(u32::from(fixed[4])),
+    };
+    let mut hops = attribute(told, libc::RTA_MULTIPATH).unwrap_or_default();
+    // `rtnexthop`: length, flags, hops, index of the link; behind it attributes.
+    while let Some((&[a, b, _, _, index @ ..], _)) = hops.split_first_chunk::<NEXT_HOP>() {
+        let length = usize::from(u16::from_ne_bytes([a, b]));
+        let Some(attributes) = hops.get(NEXT_HOP..length) else { break };
+        found.push(FoundRoute {
+            gateway: attribute(attributes, libc::RTA_GATEWAY).and_then(from_octets),
+            link: Some(u32::from_ne_bytes(index)),
+            ..route.clone()
+        });
+        hops = hops.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
+    found.push(route);
 }

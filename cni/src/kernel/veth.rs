@@ -3,17 +3,22 @@
 use std::os::fd::AsRawFd;
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
-use netlink_packet_route::link::{
-    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo,
-    LinkMessage,
-};
 
-use super::{KernelError, RouteSocket, message::RouteNetlinkMessage, netns::Namespace};
+use super::{
+    KernelError, RouteSocket,
+    attribute::Attributes,
+    link::{self, State},
+    message::RouteNetlinkMessage,
+    netns::Namespace,
+};
 use crate::config::mac::Mac;
 
 /// The longest alias of a link: the kernel takes `IFALIASZ - 1`, 255 bytes (linux/if.h), of which the attribute's NUL is
 /// one. A Pod's namespace and name may be longer.
 const LONGEST_ALIAS: usize = 254;
+
+/// `linux/veth.h`: the other end, in the form of a message that would make it.
+const VETH_INFO_PEER: u16 = 1;
 
 /// Both ends of a pair.
 #[derive(Clone, Debug)]
@@ -35,24 +40,24 @@ pub(crate) fn create(
     bridge: Option<u32>,
     namespace: &Namespace,
 ) -> Result<(), KernelError> {
-    let mut peer = LinkMessage::default();
-    peer.attributes.push(LinkAttribute::IfName(pair.container_name.to_owned()));
-    peer.attributes.push(LinkAttribute::Address(pair.container_mac.0.to_vec()));
-    peer.attributes.push(LinkAttribute::Mtu(pair.mtu));
-    peer.attributes.push(LinkAttribute::NetNsFd(namespace.file().as_raw_fd()));
-    let mut host = LinkMessage::default();
-    host.header.flags = LinkFlags::Up;
-    host.header.change_mask = LinkFlags::Up;
-    host.attributes.push(LinkAttribute::IfName(pair.host_name.to_owned()));
-    host.attributes.push(LinkAttribute::Address(pair.host_mac.0.to_vec()));
-    host.attributes.push(LinkAttribute::Mtu(pair.mtu));
-    host.attributes.extend(bridge.map(LinkAttribute::Controller));
-    host.attributes.push(LinkAttribute::LinkInfo(vec![
-        LinkInfo::Kind(InfoKind::Veth),
-        LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
-    ]));
+    let peer = Attributes::new()
+        .text(libc::IFLA_IFNAME, pair.container_name)
+        .bytes(libc::IFLA_ADDRESS, &pair.container_mac.0)
+        .native(libc::IFLA_MTU, pair.mtu)
+        .native(libc::IFLA_NET_NS_FD, namespace.file().as_raw_fd().cast_unsigned());
+    let peer = [&link::fixed(0, State::Kept), peer.as_bytes()].concat();
+    let kind = Attributes::new()
+        .text(libc::IFLA_INFO_KIND, "veth")
+        .nest(libc::IFLA_INFO_DATA, &Attributes::new().bytes(VETH_INFO_PEER, &peer));
+    let host = Attributes::new()
+        .text(libc::IFLA_IFNAME, pair.host_name)
+        .bytes(libc::IFLA_ADDRESS, &pair.host_mac.0)
+        .native(libc::IFLA_MTU, pair.mtu)
+        .optional(libc::IFLA_MASTER, bridge)
+        .nest(libc::IFLA_LINKINFO, &kind);
     let doing = format!("create the veth pair {} and {}", pair.host_name, pair.container_name);
-    socket.request(doing, RouteNetlinkMessage::NewLink(host), NLM_F_CREATE | NLM_F_EXCL)?;
+    let message = link::message(libc::RTM_NEWLINK, 0, State::Up, &host);
+    socket.request(doing, message, NLM_F_CREATE | NLM_F_EXCL)?;
     Ok(())
 }
 
@@ -70,19 +75,17 @@ pub(crate) fn configure_host_end(
     alias: &str,
     port: Option<PortFlags>,
 ) -> Result<(), KernelError> {
-    let mut message = LinkMessage::default();
-    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
-    message.attributes.push(LinkAttribute::IfAlias(alias_of(alias)));
+    let mut attributes = Attributes::new().text(libc::IFLA_IFNAME, name).text(libc::IFLA_IFALIAS, &alias_of(alias));
     if let Some(PortFlags { hairpin, isolated }) = port {
-        message.attributes.push(LinkAttribute::LinkInfo(vec![
-            LinkInfo::PortKind(InfoPortKind::Bridge),
-            LinkInfo::PortData(InfoPortData::BridgePort(vec![
-                InfoBridgePort::HairpinMode(hairpin),
-                InfoBridgePort::Isolated(isolated),
-            ])),
-        ]));
+        let flags = Attributes::new()
+            .bytes(link::IFLA_BRPORT_MODE, &[hairpin.into()])
+            .bytes(link::IFLA_BRPORT_ISOLATED, &[isolated.into()]);
+        let port =
+            Attributes::new().text(libc::IFLA_INFO_SLAVE_KIND, "bridge").nest(libc::IFLA_INFO_SLAVE_DATA, &flags);
+        attributes = attributes.nest(libc::IFLA_LINKINFO, &port);
     }
-    socket.request(format!("configure the link {name}"), RouteNetlinkMessage::NewLink(message), 0)?;
+    let message = link::message(libc::RTM_NEWLINK, 0, State::Kept, &attributes);
+    socket.request(format!("configure the link {name}"), message, 0)?;
     Ok(())
 }
 
@@ -100,11 +103,7 @@ fn alias_of(text: &str) -> String {
 
 /// The message that brings link `index` up.
 pub(crate) fn up(index: u32) -> RouteNetlinkMessage {
-    let mut message = LinkMessage::default();
-    message.header.index = index;
-    message.header.flags = LinkFlags::Up;
-    message.header.change_mask = LinkFlags::Up;
-    RouteNetlinkMessage::SetLink(message)
+    link::message(libc::RTM_SETLINK, index, State::Up, &Attributes::new())
 }
 
 #[cfg(test)]
