@@ -210,7 +210,7 @@ fn rules_of_the_forward_hook_see_traffic_between_pods_in_routed_mode_only() {
         let config = if is_routed { routed(&node) } else { node.config() };
         let pods = [Netns::new().unwrap(), Netns::new().unwrap()];
         let given: Vec<IpAddr> = (0..2).map(|i| addresses(&node.add(&format!("c{i}"), &pods[i], &config))[0]).collect();
-        nft(&node, "table ip watch { chain fwd { type filter hook forward priority 0; counter } }");
+        nft(&node, "table ip watch {\nchain seen {\ntype filter hook forward priority 0;\ncounter\n}\n}\n");
         talk(&pods[0], &pods[1], given[1]);
         let output = node.host.command("nft").args(["-j", "list", "table", "ip", "watch"]).output().unwrap();
         let listed: Value = serde_json::from_slice(&output.stdout).unwrap();

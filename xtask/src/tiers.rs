@@ -55,7 +55,7 @@ impl Tier {
     fn tools(self) -> &'static [Tool] {
         match self {
             Self::Unit | Self::Kernel => &[],
-            Self::Protocol => &[Tool::Cnitool, Tool::CsiSanity],
+            Self::Protocol => &[Tool::CniPlugins, Tool::Cnitool, Tool::CsiSanity],
             Self::Node => &[Tool::Containerd],
         }
     }

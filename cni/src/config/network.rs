@@ -146,20 +146,6 @@ impl NetworkConfig {
             let remedy = "use letters, digits, '_', '.' and '-', starting with a letter or digit";
             return Err(Problem::new("name", &name, wrong, remedy).into());
         }
-        let stated_dir = match top.object("ipam")? {
-            Some(ipam) => ipam.string("dataDir")?.filter(|directory| !directory.is_empty()),
-            None => None,
-        };
-        let data_dir = PathBuf::from(stated_dir.unwrap_or(DEFAULT_DATA_DIR));
-        if !data_dir.is_absolute() {
-            let problem = Problem::new(
-                "ipam.dataDir",
-                data_dir.display(),
-                "is not an absolute path",
-                format!("give the path from the root, such as {DEFAULT_DATA_DIR}"),
-            );
-            return Err(problem.into());
-        }
         let own = |kind: &str| kind == OWN_TYPE || kind == executable.name;
         let ipam_plugin = match top.object("ipam")? {
             Some(ipam) => ipam.string("type")?.filter(|kind| !kind.is_empty() && !own(kind)).map(str::to_owned),
@@ -174,6 +160,7 @@ impl NetworkConfig {
         let has_own_ipam = |ipam: &Fields<'_>| ipam.string("type").is_ok_and(|kind| kind.is_some_and(own));
         let is_ipam = top.object("ipam")?.is_some_and(|ipam| has_own_ipam(&ipam))
             && top.string("type")?.is_some_and(|kind| !kind.is_empty() && !own(kind));
+        let data_dir = data_dir(&top, ipam_plugin.is_some())?;
         let persona = executable.persona;
         Ok(Self { version, name, data_dir, ipam_plugin, is_ipam, text: text.to_vec(), persona, document })
     }
@@ -197,7 +184,8 @@ impl NetworkConfig {
             }
         }
         let is_default_gateway = top.boolean("isDefaultGateway")?;
-        if is_default_gateway {
+        // Who delegates adds the default routes itself.
+        if is_default_gateway && !self.is_ipam {
             for (is_ipv4, default) in [(true, IpNet::default()), (false, ipv6_default())] {
                 let wanted = sets.iter().any(|set| set.is_ipv4() == is_ipv4);
                 if wanted && !routes.iter().any(|route| route.dst == default) {
@@ -288,6 +276,21 @@ impl NetworkConfig {
         let value = Fields::top(&self.document).get("prevResult");
         value.map(|value| CniResult::parse("prevResult", value, self.version)).transpose()
     }
+}
+
+/// Where records live: the top's `dataDir`, or that of an IPAM that isn't another plugin's.
+fn data_dir(top: &Fields<'_>, has_other_ipam: bool) -> Result<PathBuf, Problem> {
+    let mut stated = top.string("dataDir")?.filter(|directory| !directory.is_empty()).map(|text| ("dataDir", text));
+    if let Some(ipam) = top.object("ipam")?.filter(|_| stated.is_none() && !has_other_ipam) {
+        stated = ipam.string("dataDir")?.filter(|directory| !directory.is_empty()).map(|text| ("ipam.dataDir", text));
+    }
+    let Some((key, text)) = stated else { return Ok(PathBuf::from(DEFAULT_DATA_DIR)) };
+    let directory = PathBuf::from(text);
+    if !directory.is_absolute() {
+        let remedy = format!("give the path from the root, such as {DEFAULT_DATA_DIR}");
+        return Err(Problem::new(key, text, "is not an absolute path", remedy));
+    }
+    Ok(directory)
 }
 
 fn bridge_name(top: &Fields<'_>) -> Result<String, Problem> {

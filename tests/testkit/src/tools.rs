@@ -17,7 +17,7 @@ use anyhow::{Context, Result, bail, ensure};
 pub enum Tool {
     /// `containerd`, `containerd-shim-runc-v2` and `ctr`.
     Containerd,
-    /// The reference CNI plugins: `bridge`, `host-local`, `loopback`, `portmap`.
+    /// The reference CNI plugins: `bridge`, `host-local`, `loopback`, `portmap`, `bandwidth`, `tuning`, `firewall`.
     CniPlugins,
     /// libcni's `cnitool`.
     Cnitool,
@@ -51,7 +51,10 @@ impl Tool {
                 "github.com/containernetworking/plugins/plugins/main/bridge",
                 "github.com/containernetworking/plugins/plugins/main/loopback",
                 "github.com/containernetworking/plugins/plugins/ipam/host-local",
+                "github.com/containernetworking/plugins/plugins/meta/bandwidth",
+                "github.com/containernetworking/plugins/plugins/meta/firewall",
                 "github.com/containernetworking/plugins/plugins/meta/portmap",
+                "github.com/containernetworking/plugins/plugins/meta/tuning",
             ],
             Self::Cnitool => &["github.com/containernetworking/cni/cnitool"],
             Self::CsiSanity => &["github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity"],

@@ -1,0 +1,187 @@
+//! With the real reference plugins: ours executes theirs, theirs execute ours, and ours in a chain with theirs.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use common::{Answer, Node, call_environment, feed, ip};
+use keelson_testkit::{Netns, Tool, go_version, is_root, skip_unless};
+use serde_json::{Value, json};
+
+const VERSIONS: [&str; 7] = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+
+/// A directory with the reference plugins and ours.
+fn plugins(node: &Node) -> PathBuf {
+    let directory = node.directory.path().join("bin");
+    if !directory.exists() {
+        fs::create_dir(&directory).unwrap();
+        for entry in fs::read_dir(Tool::CniPlugins.ensure().unwrap()).unwrap() {
+            let entry = entry.unwrap();
+            symlink(entry.path(), directory.join(entry.file_name())).unwrap();
+        }
+        symlink(env!("CARGO_BIN_EXE_keelson-cni"), directory.join("keelson-cni")).unwrap();
+    }
+    directory
+}
+
+/// Calls the plugin that the config's type names.
+fn call(node: &Node, verb: &str, id: &str, netns: &Path, config: &Value) -> Answer {
+    let directory = plugins(node);
+    let mut command: Command = node.host.command(directory.join(config["type"].as_str().unwrap()));
+    call_environment(&mut command, verb, id, Some(netns));
+    command.env("CNI_PATH", &directory).env("PATH", std::env::var_os("PATH").unwrap());
+    feed(command, config.to_string().as_bytes())
+}
+
+#[track_caller]
+fn added(node: &Node, id: &str, pod: &Netns, config: &Value) -> Value {
+    let answer = call(node, "ADD", id, pod.path(), config);
+    assert_eq!(answer.status, 0, "{answer:?}");
+    answer.json()
+}
+
+/// Ours, with the reference's host-local.
+fn ours(node: &Node, version: &str) -> Value {
+    json!({
+        "cniVersion": version,
+        "name": "test",
+        "type": "keelson-cni",
+        "bridge": "kt0",
+        "isDefaultGateway": true,
+        "ipMasq": true,
+        // Where our records are; the IPAM's key of this name is the other plugin's.
+        "dataDir": node.data_dir(),
+        "ipam": {
+            "type": "host-local",
+            "ranges": [[{"subnet": "10.77.0.0/29"}], [{"subnet": "fd77::/64"}]],
+            "routes": [{"dst": "10.9.0.0/16"}],
+            "dataDir": node.directory.path().join("host-local"),
+        },
+    })
+}
+
+/// The addresses that host-local has given.
+fn reserved(node: &Node) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(node.directory.path().join("host-local/test")) else { return Vec::new() };
+    let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.retain(|name| name != "lock" && !name.starts_with("last_reserved_ip"));
+    names.sort();
+    names
+}
+
+#[test]
+fn host_local_gives_and_gets_back_the_addresses_in_every_version() {
+    skip_unless!(is_root(), "needs root");
+    skip_unless!(go_version().is_ok(), "needs Go to build the reference plugins");
+    for version in VERSIONS {
+        let node = Node::new();
+        let pod = Netns::new().unwrap();
+        let mut config = ours(&node, version);
+        let result = added(&node, "c", &pod, &config);
+        let address = if version < "0.3.0" { &result["ip4"]["ip"] } else { &result["ips"][0]["address"] };
+        assert_eq!(address, "10.77.0.2/29", "{result}");
+        assert_eq!(reserved(&node), ["10.77.0.2", "fd77::2"]);
+        for family in ["-4", "-6"] {
+            assert!(ip(&pod, &[family, "route", "show", "default"]).contains("via"), "{version}");
+        }
+        assert!(ip(&pod, &["route"]).contains("10.9.0.0/16 via 10.77.0.1"));
+        assert!(ip(&node.host, &["addr", "show", "kt0"]).contains("10.77.0.1/29"));
+        config["prevResult"] = result.clone();
+        if version >= "0.4.0" {
+            call(&node, "CHECK", "c", pod.path(), &config).silent();
+        }
+        config.as_object_mut().unwrap().remove("prevResult");
+        assert_eq!(added(&node, "c", &pod, &config), result, "an ADD that is repeated");
+        call(&node, "DEL", "c", pod.path(), &config).silent();
+        call(&node, "DEL", "c", pod.path(), &config).silent();
+        assert_eq!(reserved(&node), Vec::<String>::new());
+        assert!(!ip(&pod, &["link"]).contains("eth0"));
+    }
+}
+
+#[test]
+fn what_host_local_says_is_passed_on_and_nothing_is_left() {
+    skip_unless!(is_root(), "needs root");
+    skip_unless!(go_version().is_ok(), "needs Go to build the reference plugins");
+    let node = Node::new();
+    let config = ours(&node, "1.1.0");
+    let pods: Vec<Netns> = (0..6).map(|_| Netns::new().unwrap()).collect();
+    for (index, pod) in pods[..5].iter().enumerate() {
+        added(&node, &format!("c{index}"), pod, &config);
+    }
+    let before = node.traces();
+    let answer = call(&node, "ADD", "late", pods[5].path(), &config);
+    assert_eq!(answer.code(), 999);
+    let message = answer.json()["msg"].as_str().unwrap().to_owned();
+    assert!(message.contains("no IP addresses available in range set: 10.77.0.1-10.77.0.6"), "{message}");
+    assert!(answer.json()["details"].as_str().unwrap().contains("host-local"), "{answer:?}");
+    assert_eq!(node.traces(), before);
+    for (index, pod) in pods[..5].iter().enumerate() {
+        call(&node, "DEL", &format!("c{index}"), pod.path(), &config).silent();
+    }
+    assert_eq!(reserved(&node), Vec::<String>::new());
+}
+
+#[test]
+fn an_add_that_fails_after_the_ipam_gives_the_address_back() {
+    skip_unless!(is_root(), "needs root");
+    skip_unless!(go_version().is_ok(), "needs Go to build the reference plugins");
+    let node = Node::new();
+    let pod = Netns::new().unwrap();
+    let config = ours(&node, "1.1.0");
+    ip(&node.host, &["link", "add", "kt0", "type", "bridge"]);
+    ip(&node.host, &["addr", "add", "192.0.2.1/24", "dev", "kt0"]);
+    let answer = call(&node, "ADD", "c", pod.path(), &config);
+    assert_eq!(answer.code(), 102);
+    assert_eq!(reserved(&node), Vec::<String>::new());
+    assert!(!ip(&pod, &["link"]).contains("eth0"));
+}
+
+#[test]
+fn the_reference_bridge_gets_its_addresses_from_ours_in_every_version() {
+    skip_unless!(is_root(), "needs root");
+    skip_unless!(go_version().is_ok(), "needs Go to build the reference plugins");
+    for version in VERSIONS {
+        let node = Node::new();
+        let pods = [Netns::new().unwrap(), Netns::new().unwrap()];
+        let mut config = node.config();
+        config["cniVersion"] = json!(version);
+        config["type"] = json!("bridge");
+        config["ipMasq"] = json!(false);
+        let result = added(&node, "c", &pods[0], &config);
+        let address = if version < "0.3.0" { &result["ip4"]["ip"] } else { &result["ips"][0]["address"] };
+        assert_eq!(address, "10.77.0.2/24", "{result}");
+        added(&node, "d", &pods[1], &config);
+        assert_eq!(node.records(), ["c@eth0", "d@eth0"]);
+        config["prevResult"] = result;
+        if version >= "0.4.0" {
+            call(&node, "CHECK", "c", pods[0].path(), &config).silent();
+        }
+        if version >= "1.1.0" {
+            config.as_object_mut().unwrap().remove("prevResult");
+            call(&node, "STATUS", "", Path::new(""), &config).silent();
+        }
+        call(&node, "DEL", "c", pods[0].path(), &config).silent();
+        assert_eq!(node.records(), ["d@eth0"]);
+        call(&node, "DEL", "d", pods[1].path(), &config).silent();
+        assert_eq!((node.records(), node.taken()), (vec![], vec![]));
+    }
+}
+
+#[test]
+fn status_asks_the_delegated_plugin_and_misses_one_that_is_gone() {
+    skip_unless!(is_root(), "needs root");
+    skip_unless!(go_version().is_ok(), "needs Go to build the reference plugins");
+    let node = Node::new();
+    let mut config = ours(&node, "1.1.0");
+    call(&node, "STATUS", "", Path::new(""), &config).silent();
+    config["ipam"]["type"] = json!("no-such-plugin");
+    assert_eq!(call(&node, "STATUS", "", Path::new(""), &config).code(), 50);
+}
