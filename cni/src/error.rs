@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::{
     config::{invocation::EnvironmentError, network::ConfigError, version::SpecVersion},
-    kernel::{KernelError, bridge::BridgeError, netns::NamespaceError},
+    kernel::{KernelError, bridge::BridgeError, netns::NamespaceError, ports::PublishError},
     service::DelegateError,
     store::StoreError,
 };
@@ -30,6 +30,8 @@ pub(crate) enum Failure {
     Kernel(#[from] KernelError),
     #[error(transparent)]
     Bridge(#[from] BridgeError),
+    #[error("the host port {port} is taken by {holder}")]
+    PortTaken { port: String, holder: String },
     #[error("container veth name ({ifname:?}) already exists")]
     InterfaceExists { ifname: String },
     #[error("the attachment exists already and is not as it was made")]
@@ -46,6 +48,15 @@ pub(crate) enum Failure {
     Delegate(#[from] DelegateError),
     #[error("{} operations failed", .0.len())]
     Several(Vec<Failure>),
+}
+
+impl From<PublishError> for Failure {
+    fn from(error: PublishError) -> Self {
+        match error {
+            PublishError::Kernel(error) => Self::Kernel(error),
+            PublishError::Taken { port, holder } => Self::PortTaken { port, holder },
+        }
+    }
 }
 
 impl From<Problem> for Failure {
@@ -71,7 +82,7 @@ impl Failure {
             Self::Unavailable(_) => 50,
             Self::Degraded(_) => 51,
             Self::Kernel(_) | Self::Bridge(BridgeError::Kernel(_)) | Self::Namespace(NamespaceError::Kernel(_)) => 100,
-            // 101 is kept for a taken host port.
+            Self::PortTaken { .. } => 101,
             Self::Bridge(BridgeError::NotABridge { .. } | BridgeError::OtherAddress { .. }) => 102,
             Self::InterfaceExists { .. } => 103,
             Self::AttachmentDiffers(_) => 104,
@@ -107,6 +118,7 @@ impl Failure {
             Self::VerbTooNew { verb, since, config } => {
                 format!("config is {:?}, {verb} needs {since} or later", config.as_str())
             }
+            Self::PortTaken { .. } => "choose another hostPort, or end who has it".to_owned(),
             Self::InterfaceExists { .. } => "choose another CNI_IFNAME or remove it first".to_owned(),
             Self::AttachmentDiffers(differences) | Self::CheckFailed(differences) => differences.join("; "),
             Self::Unspeakable(_) => "take cniVersion 0.3.0 or later".to_owned(),

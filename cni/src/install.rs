@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 
 use crate::{
     config::NetworkSettings,
-    kernel::{KernelError, RouteSocket, bridge, masquerade},
+    kernel::{KernelError, NetfilterSocket, RouteSocket, bridge, masquerade, spoofing},
+    service,
     store::{Store, StoreError},
 };
 
@@ -114,6 +115,21 @@ fn conflist_text(settings: &NetworkSettings) -> Vec<u8> {
     format!("{list:#}\n").into_bytes()
 }
 
+/// The nftables rules of running Pods could not be brought back.
+#[derive(Debug, thiserror::Error)]
+#[error("failed to restore the nftables rules: {0}")]
+pub struct RestoreError(String);
+
+/// Brings back what somebody removed of the nftables tables, for all Pods of all networks with records in the same
+/// place. Must be called in the host's network namespace.
+///
+/// # Errors
+///
+/// [`RestoreError`] if the kernel refuses it or a record can't be read.
+pub fn restore_rules(settings: &NetworkSettings) -> Result<(), RestoreError> {
+    service::restore(&settings.data_dir).map_err(|failure| RestoreError(failure.one_line()))
+}
+
 /// What [`uninstall`] left, if anything.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Uninstalled {
@@ -180,6 +196,7 @@ pub fn uninstall(settings: &NetworkSettings) -> Result<Uninstalled, UninstallErr
     }
     let subnets: Vec<_> = settings.ranges.iter().map(|range| range.subnet).collect();
     masquerade::remove(&subnets)?;
+    spoofing::remove_if_unused(&mut NetfilterSocket::open()?)?;
     let bridge_removed = bridge::remove_if_unused(&mut RouteSocket::open()?, &settings.bridge, &settings.name)?;
     Ok(Uninstalled { attachments_left: 0, bridge_removed })
 }

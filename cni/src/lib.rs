@@ -12,5 +12,7 @@ mod service;
 mod store;
 
 pub use config::{NetworkSection, NetworkSettings};
-pub use install::{InstallError, Installed, UninstallError, Uninstalled, install, uninstall};
+pub use install::{
+    InstallError, Installed, RestoreError, UninstallError, Uninstalled, install, restore_rules, uninstall,
+};
 pub use service::run;

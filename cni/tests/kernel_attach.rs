@@ -142,8 +142,8 @@ fn what_somebody_took_out_of_the_rules_check_tells_and_add_restores() {
     check["prevResult"] = node.add("first", &first, &node.config());
     let whole = nft(&node.host, &["list", "ruleset"]);
     let cases: [(&[&str], &str); 5] = [
-        (&["flush", "table", "inet", "keelson"], "lacks the rule of the set pods4"),
-        (&["flush", "chain", "inet", "keelson", "postrouting"], "lacks the rule of the set pods6"),
+        (&["flush", "table", "inet", "keelson"], "the nftables chain inet keelson guard is not as it was made"),
+        (&["flush", "chain", "inet", "keelson", "postrouting"], "chain inet keelson postrouting is not as it was made"),
         (&["delete", "element", "inet", "keelson", "pods4", "{ 10.77.0.0/24 }"], "lacks 10.77.0.0/24"),
         (&["flush", "set", "inet", "keelson", "pods6"], "lacks fd77::/64"),
         (&["delete", "table", "inet", "keelson"], "lacks 10.77.0.0/24"),

@@ -21,6 +21,7 @@ use super::{
     mac::Mac,
     names::{identifier_fault, interface_name_fault, plugin_name_fault},
     persona::{Executable, Persona},
+    ports::{PortMapping, parse_mappings},
     range::RangeSet,
     result::{CniResult, unspeakable},
     route::{Route, check_routes, ipv6_default},
@@ -114,6 +115,9 @@ pub(crate) struct Attachment {
     pub(crate) mac: Option<Mac>,
     /// Addresses asked for; each is in one of `sets`, no two in the same.
     pub(crate) requested: Vec<IpAddr>,
+    pub(crate) ports: Vec<PortMapping>,
+    /// Whether frames from another Ethernet address than the container's are dropped.
+    pub(crate) spoof_check: bool,
 }
 
 /// The `cniVersion` of a document, if it is an object that has one; `VERSION` echoes it, known or not.
@@ -207,6 +211,14 @@ impl NetworkConfig {
             let remedy = format!("take {smallest} to 65535, or 0 for the bridge's");
             return Err(Problem::new("mtu", mtu, "is out of range", remedy).into());
         }
+        // Of which families another IPAM plugin's addresses are, only that one knows.
+        let has = |is_ipv4| self.ipam_plugin.is_some() || sets.iter().any(|set| set.is_ipv4() == is_ipv4);
+        let ports = parse_mappings(&runtime, (has(true), has(false)))?;
+        let spoof_check = top.boolean("macspoofchk")?;
+        if spoof_check && bridge.is_none() {
+            let remedy = "remove it: a routed container shares its link with nobody";
+            return Err(Problem::new("macspoofchk", true, "is for containers on a bridge", remedy).into());
+        }
         // What another IPAM plugin can give, only that one knows.
         let requested = match self.ipam_plugin {
             None => requested_addresses(&top, &runtime, args, &sets)?,
@@ -227,6 +239,8 @@ impl NetworkConfig {
             is_default_gateway,
             mac: requested_mac(&top, &runtime, args)?,
             requested,
+            ports,
+            spoof_check,
         })
     }
 
@@ -304,7 +318,7 @@ fn bridge_name(top: &Fields<'_>) -> Result<String, Problem> {
 /// Refuses what the reference bridge would do and this plugin doesn't do yet: ignoring it would build another network
 /// than the one that was asked for.
 fn refuse_unsupported(top: &Fields<'_>) -> Result<(), ConfigError> {
-    for key in ["promiscMode", "macspoofchk", "enabledad", "disableContainerInterface", "preserveDefaultVlan"] {
+    for key in ["promiscMode", "enabledad", "disableContainerInterface", "preserveDefaultVlan"] {
         if top.boolean(key)? {
             return Err(unsupported(&top.path_of(key), true));
         }
@@ -321,14 +335,10 @@ fn refuse_unsupported(top: &Fields<'_>) -> Result<(), ConfigError> {
     {
         return Err(Problem::new("ipMasqBackend", backend, "is no backend", "take \"nftables\"").into());
     }
-    if let Some(runtime) = top.object("runtimeConfig")? {
-        if let Some(mappings) = runtime.get("portMappings").filter(|_| !matches!(runtime.array("portMappings"), Ok([])))
-        {
-            return Err(unsupported("runtimeConfig.portMappings", mappings));
-        }
-        if runtime.object("bandwidth")?.is_some_and(|bandwidth| !bandwidth.is_empty()) {
-            return Err(unsupported("runtimeConfig.bandwidth", "..."));
-        }
+    if let Some(runtime) = top.object("runtimeConfig")?
+        && runtime.object("bandwidth")?.is_some_and(|bandwidth| !bandwidth.is_empty())
+    {
+        return Err(unsupported("runtimeConfig.bandwidth", "..."));
     }
     Ok(())
 }
@@ -498,9 +508,9 @@ mod tests {
         );
         unsupported(json!({"promiscMode": true}), "promiscMode: \"true\" is not supported yet; remove the key");
         invalid(json!({"ipMasqBackend": "pf"}), "ipMasqBackend: \"pf\" is no backend; take \"nftables\"");
-        unsupported(
+        invalid(
             json!({"runtimeConfig": {"portMappings": [{"hostPort": 80}]}}),
-            "runtimeConfig.portMappings: \"[{\\\"hostPort\\\":80}]\" is not supported yet; remove the key",
+            "runtimeConfig.portMappings[0].containerPort: is missing though there is a host port; take 1 to 65535",
         );
         assert!(
             config(json!({"vlan": 0, "vlanTrunk": [], "promiscMode": false, "runtimeConfig": {"portMappings": []}}))

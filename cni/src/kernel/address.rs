@@ -52,15 +52,25 @@ pub(crate) fn remove(index: u32, address: IpNet) -> RouteNetlinkMessage {
 
 /// The addresses of link `index`.
 pub(crate) fn of_link(socket: &mut RouteSocket, index: u32) -> Result<Vec<IpNet>, KernelError> {
+    list(socket, index)
+}
+
+/// The addresses of all links.
+pub(crate) fn all(socket: &mut RouteSocket) -> Result<Vec<IpAddr>, KernelError> {
+    Ok(list(socket, 0)?.iter().map(IpNet::addr).collect())
+}
+
+/// The addresses of link `index`, or of all for 0.
+fn list(socket: &mut RouteSocket, index: u32) -> Result<Vec<IpNet>, KernelError> {
     let message = RouteNetlinkMessage::new(libc::RTM_GETADDR, &fixed(0, 0, index), &Attributes::new());
-    let answers = socket.dump("list the addresses of a link", &message)?;
+    let answers = socket.dump("list the addresses of links", &message)?;
     Ok(answers.iter().filter_map(|answer| found(answer, index)).collect())
 }
 
-/// The address that an answer tells of, if it is one of link `index`.
+/// The address that an answer tells of, if it is one of link `index`; 0 means any.
 fn found(answer: &RouteNetlinkMessage, index: u32) -> Option<IpNet> {
     let (&[_, prefix_len, _, _, a, b, c, d], attributes) = answer.parts(libc::RTM_NEWADDR)?;
-    if u32::from_ne_bytes([a, b, c, d]) != index {
+    if index != 0 && u32::from_ne_bytes([a, b, c, d]) != index {
         return None;
     }
     // For IPv4 `IFA_LOCAL` is the link's own address; IPv6 has only `IFA_ADDRESS`.

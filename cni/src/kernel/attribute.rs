@@ -36,6 +36,11 @@ impl Attributes {
         self.bytes(kind, &value.to_ne_bytes())
     }
 
+    /// A big-endian number, as netfilter has them.
+    pub(crate) fn number(self, kind: u16, value: u32) -> Self {
+        self.bytes(kind, &value.to_be_bytes())
+    }
+
     /// As [`Attributes::native`], if there is a number.
     pub(crate) fn optional(self, kind: u16, value: Option<u32>) -> Self {
         match value {

@@ -3,14 +3,20 @@
 pub(crate) mod address;
 mod attribute;
 pub(crate) mod bridge;
+pub(crate) mod conntrack;
 pub(crate) mod link;
+pub(crate) mod listener;
 pub(crate) mod masquerade;
 mod message;
+mod netfilter;
 mod netlink;
 pub(crate) mod netns;
 mod nftables;
+pub(crate) mod ports;
 pub(crate) mod route;
+pub(crate) mod rules;
+pub(crate) mod spoofing;
 pub(crate) mod sysctl;
 pub(crate) mod veth;
 
-pub(crate) use netlink::{KernelError, RouteSocket, Step};
+pub(crate) use netlink::{KernelError, NetfilterSocket, RouteSocket, Step};

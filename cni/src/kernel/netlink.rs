@@ -10,7 +10,6 @@ use netlink_packet_core::{
     ErrorMessage, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuffer, NetlinkDeserializable,
     NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
 };
-use netlink_packet_netfilter::NetfilterMessage;
 use netlink_sys::{
     Socket, SocketAddr,
     protocols::{NETLINK_NETFILTER, NETLINK_ROUTE},
@@ -24,6 +23,7 @@ use nix::{
 use super::{
     attribute::{attribute, text},
     message::RouteNetlinkMessage,
+    netfilter::NetfilterMessage,
 };
 
 /// What the kernel may send in one datagram: it sizes dumps to the reader's buffer, up to 32 KiB (`netlink_dump`).

@@ -11,6 +11,7 @@ use serde_json::Value;
 use super::{
     check,
     delegate::{Delegate, DelegateError},
+    rules,
     wire::{Wire, Wired, masqueraded},
 };
 use crate::{
@@ -25,7 +26,6 @@ use crate::{
     kernel::{
         RouteSocket, bridge,
         link::{self, Link},
-        masquerade,
         netns::Namespace,
     },
     policy::naming,
@@ -85,7 +85,7 @@ pub(super) fn add(config: &NetworkConfig, call: &AttachmentCall) -> Result<Value
     }
 }
 
-/// Removes the attachment's link, and with it everything in the container, and then its record.
+/// Gives up what nftables does for the attachment, removes its link, and with it everything in the container, and then its record.
 ///
 /// A complete attachment's record first says that it no longer is: whoever finds it after a kill undoes the rest.
 pub(super) fn undo(store: &Store, host: &mut RouteSocket, record: &Record) -> Result<(), Failure> {
@@ -93,6 +93,7 @@ pub(super) fn undo(store: &Store, host: &mut RouteSocket, record: &Record) -> Re
         // It only matters after a kill; a full disk must not keep the link alive.
         let _ = store.write(&Record { state: AttachmentState::Pending, ..record.clone() });
     }
+    rules::end(record)?;
     if !record.host_interface.is_empty() {
         link::delete(host, &record.host_interface)?;
     }
@@ -112,7 +113,7 @@ impl Addition<'_> {
         if link::find(&mut self.wire.inside, ifname)?.is_some() && link::find(&mut self.wire.host, &ours)?.is_none() {
             return Err(Failure::InterfaceExists { ifname: ifname.clone() });
         }
-        Ok(())
+        rules::refuse_listened_ports(&self.attachment.ports)
     }
 
     fn new_record(&self, store: &Store) -> Record {
@@ -126,6 +127,8 @@ impl Addition<'_> {
             host_interface,
             ipam_plugin: self.config.ipam_plugin.clone(),
             masquerade: self.attachment.masquerade,
+            ports: self.attachment.ports.clone(),
+            spoof_check: self.attachment.spoof_check,
             ..new_record(self.config, self.call, store)
         }
     }
@@ -150,10 +153,9 @@ impl Addition<'_> {
         record.routes = routes.iter().map(|route| with_gateway(route, record)).collect();
         record.dns = if self.attachment.dns.is_empty() { ipam_dns } else { self.attachment.dns.clone() };
         self.refuse_unspeakable(record)?;
-        if self.attachment.masquerade {
-            masquerade::ensure(&masqueraded(&self.attachment, &record.addresses))?;
-        }
+        rules::ensure(&self.config.data_dir, record, &masqueraded(&self.attachment, &record.addresses))?;
         let wired = self.wire.make(store, &self.attachment, record)?;
+        rules::start(&self.config.data_dir, &mut self.wire.host, record)?;
         Ok(self.result(record, &wired))
     }
 

@@ -7,6 +7,7 @@ use keelson_host::Problem;
 
 use super::{
     delegate::Delegate,
+    rules,
     wire::{container_routes, gateways, masqueraded},
 };
 use crate::{
@@ -20,7 +21,6 @@ use crate::{
     kernel::{
         RouteSocket, address, bridge,
         link::{self, Link},
-        masquerade,
         netns::Namespace,
         route::{self, FoundRoute},
         sysctl,
@@ -81,6 +81,7 @@ pub(super) fn compare_with_record(
             }
         }
     }
+    differences.extend(rules::differences(record)?);
     let ifname = &record.key.ifname;
     let Some(container) = link::find(inside, ifname)? else {
         differences.push(format!("the container has no interface {ifname}"));
@@ -195,7 +196,7 @@ fn compare_network(attachment: &Attachment, record: &Record, host: &mut RouteSoc
         }
     }
     if attachment.masquerade {
-        differences.extend(masquerade::differences(&masqueraded(attachment, &record.addresses))?);
+        differences.extend(rules::masquerade_differences(&masqueraded(attachment, &record.addresses))?);
     }
     Ok(differences)
 }

@@ -6,6 +6,7 @@ mod del;
 mod delegate;
 mod gc;
 mod ipam;
+mod rules;
 mod status;
 mod version;
 mod wire;
@@ -21,6 +22,7 @@ use serde_json::Value;
 
 use delegate::Delegate;
 pub(crate) use delegate::DelegateError;
+pub(crate) use rules::restore;
 
 use crate::{
     config::{

@@ -1,0 +1,249 @@
+//! Host ports: elements of the maps that the rules look up ([`super::rules`] shows them).
+//!
+//! An element belongs to the attachment that its comment names, and leads to that one's address. It is only removed
+//! while it does: after its container is gone another one may have got the port.
+
+use std::net::IpAddr;
+
+use super::{
+    KernelError,
+    address::octets,
+    netlink::NetfilterSocket,
+    nftables::{self, Element, LONGEST_COMMENT, NetfilterStep},
+    rules::{ADDRESSED_PORTS4, ADDRESSED_PORTS6, LINKS, NAT, PORTS4, PORTS6, link_key},
+};
+use crate::config::ports::PortMapping;
+use nix::errno::Errno;
+
+/// What one attachment publishes.
+#[derive(Clone, Debug)]
+pub(crate) struct Publication<'a> {
+    pub(crate) ports: &'a [PortMapping],
+    pub(crate) addresses: Vec<IpAddr>,
+    /// The link that clients may share with the container: its bridge, or its own host end.
+    pub(crate) link: &'a str,
+    /// Whether that link ends with the attachment.
+    pub(crate) owns_link: bool,
+    pub(crate) owner: Owner,
+}
+
+/// To whom an element belongs: its comment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Owner {
+    /// Without spaces. As long as it means something, so does the element.
+    pub(crate) token: String,
+    /// For people.
+    pub(crate) text: String,
+}
+
+impl Owner {
+    /// On one line, whole letters, no quotes (nft has no escape for them), and not too long: the text comes from the
+    /// runtime.
+    fn comment(&self) -> String {
+        let mut comment = String::new();
+        for letter in format!("{} {}", self.token, self.text).chars() {
+            if comment.len() + letter.len_utf8() > LONGEST_COMMENT {
+                break;
+            }
+            comment.push(if letter.is_control() || letter == '"' { '?' } else { letter });
+        }
+        comment
+    }
+
+    fn parse(comment: &str) -> Self {
+        let (token, text) = comment.split_once(' ').unwrap_or(("", comment));
+        Self { token: token.to_owned(), text: text.to_owned() }
+    }
+}
+
+/// Why ports could not be published.
+#[derive(Debug)]
+pub(crate) enum PublishError {
+    Kernel(KernelError),
+    Taken { port: String, holder: String },
+}
+
+impl From<KernelError> for PublishError {
+    fn from(error: KernelError) -> Self {
+        Self::Kernel(error)
+    }
+}
+
+/// One port in one map.
+struct Entry {
+    port: String,
+    map: &'static str,
+    /// Where the same port on another set of addresses would be.
+    rival_map: &'static str,
+    /// How many bytes of the key are the node's address.
+    address_length: usize,
+    element: Element,
+}
+
+impl Publication<'_> {
+    fn entries(&self) -> Vec<Entry> {
+        let mut entries = Vec::new();
+        for mapping in self.ports {
+            for is_ipv4 in [true, false] {
+                // Of several addresses of a family the first.
+                let Some(target) = self.addresses.iter().find(|address| address.is_ipv4() == is_ipv4) else { continue };
+                if !mapping.is_of(is_ipv4) {
+                    continue;
+                }
+                let (wildcard, addressed) =
+                    if is_ipv4 { (PORTS4, ADDRESSED_PORTS4) } else { (PORTS6, ADDRESSED_PORTS6) };
+                let mut key = mapping.address().map(octets).unwrap_or_default();
+                let address_length = key.len();
+                key.extend([mapping.protocol.number(), 0, 0, 0]);
+                key.extend(padded(mapping.host_port));
+                let mut data = octets(*target);
+                data.extend(padded(mapping.container_port));
+                let (map, rival_map) = if address_length == 0 { (wildcard, addressed) } else { (addressed, wildcard) };
+                let element = Element { key, data, comment: self.owner.comment(), is_end: false };
+                entries.push(Entry { port: mapping.to_string(), map, rival_map, address_length, element });
+            }
+        }
+        entries
+    }
+}
+
+/// A port in network order, filled up to a register.
+fn padded(port: u16) -> [u8; 4] {
+    let [high, low] = port.to_be_bytes();
+    [high, low, 0, 0]
+}
+
+impl Entry {
+    /// The elements of the other map that the same packets would match.
+    fn rivals(&self, socket: &mut NetfilterSocket) -> Result<Vec<Element>, KernelError> {
+        let port = &self.element.key[self.address_length..];
+        if self.address_length > 0 {
+            return Ok(NAT.table.find(socket, self.rival_map, port)?.into_iter().collect());
+        }
+        let mut found = NAT.table.list(socket, self.rival_map)?;
+        found.retain(|element| element.key.ends_with(port));
+        Ok(found)
+    }
+}
+
+/// Publishes all ports or none.
+///
+/// A port that leads elsewhere is taken, and so is one on all addresses if somebody has it on one of them, or the other
+/// way round; unless `is_gone` says of the owner that there is no such attachment any more.
+pub(crate) fn publish(
+    socket: &mut NetfilterSocket,
+    publication: &Publication<'_>,
+    is_gone: &mut dyn FnMut(&Owner) -> Result<bool, KernelError>,
+) -> Result<(), PublishError> {
+    let entries = publication.entries();
+    let link = Element { key: link_key(publication.link), ..Element::default() };
+    let mut steps = vec![NAT.table.add(LINKS, &[link])];
+    steps.extend(entries.iter().map(Entry::add));
+    let is_free = match nftables::commit(socket, steps) {
+        Err(error) if error.errno() == Some(Errno::EEXIST) => false,
+        other => {
+            other?;
+            // Looked for after our own are there: of two at once, at least one sees the other.
+            let mut is_free = true;
+            for entry in &entries {
+                is_free &= entry.rivals(socket)?.is_empty();
+            }
+            is_free
+        }
+    };
+    if is_free { Ok(()) } else { take_over(socket, publication, &entries, is_gone) }
+}
+
+impl Entry {
+    fn add(&self) -> NetfilterStep {
+        NAT.table.add_new(self.map, std::slice::from_ref(&self.element))
+    }
+}
+
+/// Publishes what is missing in place of what nobody owns any more.
+fn take_over(
+    socket: &mut NetfilterSocket,
+    publication: &Publication<'_>,
+    entries: &[Entry],
+    is_gone: &mut dyn FnMut(&Owner) -> Result<bool, KernelError>,
+) -> Result<(), PublishError> {
+    let mut taken = None;
+    nftables::update(socket, &mut |socket| {
+        let link = Element { key: link_key(publication.link), ..Element::default() };
+        let mut steps = vec![NAT.table.add(LINKS, &[link])];
+        for entry in entries {
+            let own = NAT.table.find(socket, entry.map, &entry.element.key)?;
+            let is_there = own.as_ref() == Some(&entry.element);
+            let others = own.filter(|_| !is_there).map(|element| (entry.map, element)).into_iter();
+            let rivals = entry.rivals(socket)?.into_iter().map(|element| (entry.rival_map, element));
+            for (map, element) in others.chain(rivals) {
+                let owner = Owner::parse(&element.comment);
+                if !is_gone(&owner)? {
+                    taken = Some(PublishError::Taken { port: entry.port.clone(), holder: owner.text });
+                    return Ok(Vec::new());
+                }
+                steps.push(NAT.table.remove(map, &[element]));
+            }
+            if !is_there {
+                steps.push(entry.add());
+            }
+        }
+        Ok(steps)
+    })?;
+    taken.map_or(Ok(()), Err)
+}
+
+/// Removes the ports that lead to the attachment; what is gone, or leads elsewhere by now, is left alone.
+pub(crate) fn withdraw(socket: &mut NetfilterSocket, publication: &Publication<'_>) -> Result<(), KernelError> {
+    let entries = publication.entries();
+    nftables::update(socket, &mut |socket| {
+        let mut steps = Vec::new();
+        for Entry { map, element, .. } in &entries {
+            if NAT.table.find(socket, map, &element.key)?.is_some_and(|found| found.data == element.data) {
+                steps.push(NAT.table.remove(map, std::slice::from_ref(element)));
+            }
+        }
+        if publication.owns_link
+            && let Some(found) = NAT.table.find(socket, LINKS, &link_key(publication.link))?
+        {
+            steps.push(NAT.table.remove(LINKS, &[found]));
+        }
+        Ok(steps)
+    })
+}
+
+/// The ports that don't lead to the attachment, each as a part of a sentence.
+pub(crate) fn differences(
+    socket: &mut NetfilterSocket,
+    publication: &Publication<'_>,
+) -> Result<Vec<String>, KernelError> {
+    let mut differences = Vec::new();
+    for Entry { port, map, element, .. } in publication.entries() {
+        if NAT.table.find(socket, map, &element.key)?.is_none_or(|found| found.data != element.data) {
+            differences.push(format!(
+                "the host port {port} does not lead to the container: see the map {map} of the nftables table inet {}",
+                NAT.table.name
+            ));
+        }
+    }
+    if NAT.table.find(socket, LINKS, &link_key(publication.link))?.is_none() {
+        differences.push(format!("the nftables set {LINKS} lacks {}", publication.link));
+    }
+    Ok(differences)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_owners_comment_is_short_and_can_be_read_back() {
+        let owner = Owner { token: "kl0123456789a".to_owned(), text: format!("{}@eth0 ns/\"pöd\"\n", "f".repeat(64)) };
+        let comment = owner.comment();
+        assert_eq!(comment, format!("kl0123456789a {}@eth0 ns/?pöd??", "f".repeat(64)));
+        assert_eq!(Owner::parse(&comment).token, owner.token);
+        let long = Owner { text: "é".repeat(200), ..owner };
+        assert_eq!(long.comment().len(), 126);
+        assert_eq!(Owner::parse("unknown"), Owner { token: String::new(), text: "unknown".to_owned() });
+    }
+}

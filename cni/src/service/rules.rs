@@ -1,0 +1,222 @@
+//! What nftables does for an attachment: masquerading, host ports, the check of its Ethernet address.
+
+use std::{fs, net::IpAddr, path::Path};
+
+use ipnet::IpNet;
+
+use crate::{
+    config::ports::{PortMapping, Protocol},
+    error::Failure,
+    kernel::{
+        KernelError, NetfilterSocket, RouteSocket, address, conntrack, link, listener, masquerade,
+        ports::{self, Owner, Publication},
+        rules::NAT,
+        spoofing, sysctl,
+    },
+    store::{AttachmentState, Kind, Record, Store, StoreError, describe},
+};
+
+/// Refuses host ports on which a process of the host listens, which would never hear of a packet again.
+pub(super) fn refuse_listened_ports(ports: &[PortMapping]) -> Result<(), Failure> {
+    for mapping in ports {
+        for any in [IpAddr::from([0; 4]), IpAddr::from([0; 16])] {
+            let address = mapping.address().unwrap_or(any);
+            if !mapping.is_of(any.is_ipv4()) {
+                continue;
+            }
+            if let Some(holder) = listener::find(mapping.protocol, address, mapping.host_port) {
+                return Err(Failure::PortTaken { port: mapping.to_string(), holder });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Sees that the rules are there, with the subnets to masquerade; what somebody removed comes back for all Pods.
+pub(super) fn ensure(data_dir: &Path, record: &Record, masqueraded: &[IpNet]) -> Result<(), Failure> {
+    if !record.masquerade && record.ports.is_empty() {
+        return Ok(());
+    }
+    let mut socket = NetfilterSocket::open()?;
+    if NAT.ensure(&mut socket)? {
+        restore_elements(&mut socket, data_dir)?;
+    }
+    if record.masquerade {
+        masquerade::ensure(&mut socket, masqueraded)?;
+    }
+    Ok(())
+}
+
+/// Starts what the attachment is to have beside masquerading, once its links are there.
+pub(super) fn start(data_dir: &Path, host: &mut RouteSocket, record: &Record) -> Result<(), Failure> {
+    if record.ports.is_empty() && !record.spoof_check {
+        return Ok(());
+    }
+    let mut socket = NetfilterSocket::open()?;
+    start_with(&mut socket, data_dir, host, record)?;
+    let Some(publication) = publication(record) else { return Ok(()) };
+    if publication.ports.iter().any(|port| port.address().is_none_or(|address| address.is_loopback())) {
+        // Clients on the node itself may call 127.0.0.1. The rules keep others from it: they are there by now.
+        sysctl::ensure(&format!("ipv4/conf/{}/route_localnet", publication.link), "1")?;
+    }
+    let mut own = Vec::new();
+    for port in publication.ports.iter().filter(|port| port.protocol == Protocol::Udp) {
+        if own.is_empty() {
+            own = address::all(host)?;
+        }
+        for target in publication.addresses.iter().filter(|target| port.is_of(target.is_ipv4())) {
+            let wanted = port.address().map_or_else(|| own.clone(), |address| vec![address]);
+            conntrack::end_stale(&mut socket, *target, port.host_port, &wanted)?;
+        }
+    }
+    Ok(())
+}
+
+fn start_with(
+    socket: &mut NetfilterSocket,
+    data_dir: &Path,
+    host: &mut RouteSocket,
+    record: &Record,
+) -> Result<(), Failure> {
+    if record.spoof_check {
+        spoofing::check(socket, &record.host_interface, &mac_of(record))?;
+    }
+    if let Some(publication) = publication(record) {
+        ports::publish(socket, &publication, &mut |owner| is_gone(data_dir, host, owner))?;
+    }
+    Ok(())
+}
+
+/// Ends what [`start`] started, or any part of it.
+pub(super) fn end(record: &Record) -> Result<(), Failure> {
+    if record.ports.is_empty() && !record.spoof_check {
+        return Ok(());
+    }
+    let mut socket = NetfilterSocket::open()?;
+    if record.spoof_check {
+        spoofing::release(&mut socket, &record.host_interface)?;
+    }
+    let Some(publication) = publication(record) else { return Ok(()) };
+    ports::withdraw(&mut socket, &publication)?;
+    for port in publication.ports.iter().filter(|port| port.protocol == Protocol::Udp) {
+        for target in publication.addresses.iter().filter(|target| port.is_of(target.is_ipv4())) {
+            conntrack::end_those_to(&mut socket, *target, port.host_port)?;
+        }
+    }
+    Ok(())
+}
+
+/// What is masqueraded otherwise, each as a part of a sentence.
+pub(super) fn masquerade_differences(subnets: &[IpNet]) -> Result<Vec<String>, KernelError> {
+    let mut socket = NetfilterSocket::open()?;
+    let mut differences = rule_differences(&mut socket)?;
+    differences.extend(masquerade::differences(&mut socket, subnets)?);
+    Ok(differences)
+}
+
+fn rule_differences(socket: &mut NetfilterSocket) -> Result<Vec<String>, KernelError> {
+    let chains = NAT.incomplete_chains(socket)?;
+    let name = NAT.table.name;
+    Ok(chains.iter().map(|chain| format!("the nftables chain inet {name} {chain} is not as it was made")).collect())
+}
+
+/// What of the rest the kernel has otherwise.
+pub(super) fn differences(record: &Record) -> Result<Vec<String>, KernelError> {
+    if record.ports.is_empty() && !record.spoof_check {
+        return Ok(Vec::new());
+    }
+    let mut socket = NetfilterSocket::open()?;
+    let mut differences = Vec::new();
+    if let Some(publication) = publication(record) {
+        differences.extend(rule_differences(&mut socket)?);
+        differences.extend(ports::differences(&mut socket, &publication)?);
+    }
+    if record.spoof_check {
+        differences.extend(spoofing::differences(&mut socket, &record.host_interface, &mac_of(record))?);
+    }
+    Ok(differences)
+}
+
+/// Brings back the tables' rules, and the elements of all attachments below `data_dir`, where any of them is missing.
+///
+/// Where no attachment needs them, nothing is touched.
+pub(crate) fn restore(data_dir: &Path) -> Result<(), Failure> {
+    let mut socket = NetfilterSocket::open()?;
+    restore_elements(&mut socket, data_dir)
+}
+
+/// Starts every complete attachment of every network again; what is there stays.
+fn restore_elements(socket: &mut NetfilterSocket, data_dir: &Path) -> Result<(), Failure> {
+    let mut host = RouteSocket::open()?;
+    let mut is_built = false;
+    let networks = fs::read_dir(data_dir).into_iter().flatten().flatten();
+    for network in networks.filter_map(|entry| entry.file_name().into_string().ok()) {
+        let store = Store::new(data_dir, &network)?;
+        for key in store.keys()? {
+            // One that can't be read has nothing that could be restored; DEL tells of it.
+            let Ok(Some(record)) = store.read(&key) else { continue };
+            if record.state != AttachmentState::Active {
+                continue;
+            }
+            if !is_built && (record.masquerade || !record.ports.is_empty()) {
+                NAT.ensure(socket)?;
+                is_built = true;
+            }
+            if record.masquerade {
+                let subnets: Vec<IpNet> = record.addresses.iter().map(|lease| lease.address.trunc()).collect();
+                masquerade::ensure(socket, &subnets)?;
+            }
+            match start_with(socket, data_dir, &mut host, &record) {
+                // Somebody else got the port in between: that attachment works, and CHECK of this one says so.
+                Ok(()) | Err(Failure::PortTaken { .. }) => {}
+                Err(failure) => return Err(failure),
+            }
+            // A DEL writes that it is at work before it ends anything. If it did so by now, it may have been too early
+            // to see what was started here.
+            if !matches!(store.read(&key), Ok(Some(now)) if now == record) {
+                end(&record)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The record's host ports; `None` without any, or without an address that they could lead to.
+fn publication(record: &Record) -> Option<Publication<'_>> {
+    if record.ports.is_empty() || record.addresses.is_empty() {
+        return None;
+    }
+    let owns_link = record.bridge.is_empty();
+    let link = if owns_link { &record.host_interface } else { &record.bridge };
+    let key = &record.key;
+    // An attachment without a link of its own is known by its record.
+    let token = if record.kind == Kind::Ports { format!("@{}", record.network) } else { record.host_interface.clone() };
+    let text = format!("{}@{} {}", key.container_id, key.ifname, describe(record));
+    Some(Publication {
+        ports: &record.ports,
+        addresses: record.addresses.iter().map(|lease| lease.address.addr()).collect(),
+        link,
+        owns_link,
+        owner: Owner { token, text },
+    })
+}
+
+/// Whether the attachment that a host port belongs to is gone. The port is given up before the link, and the link with
+/// its namespace.
+fn is_gone(data_dir: &Path, host: &mut RouteSocket, owner: &Owner) -> Result<bool, KernelError> {
+    match owner.token.strip_prefix('@') {
+        // Somebody else's element, or what a person wrote there.
+        None if owner.token.is_empty() => Ok(false),
+        None => Ok(link::find(host, &owner.token)?.is_none()),
+        Some(network) => {
+            let name = owner.text.split(' ').next().unwrap_or_default();
+            let store = |error: StoreError| KernelError::new(error.to_string(), nix::errno::Errno::EIO);
+            let keys = Store::new(data_dir, network).and_then(|store| store.keys()).map_err(store)?;
+            Ok(!keys.iter().any(|key| format!("{}@{}", key.container_id, key.ifname) == name))
+        }
+    }
+}
+
+fn mac_of(record: &Record) -> Vec<u8> {
+    crate::config::mac::Mac::parse(&record.container_mac).map(|mac| mac.0.to_vec()).unwrap_or_default()
+}
