@@ -99,6 +99,8 @@ pub(crate) struct Attachment {
     /// Whether addresses of the bridge that aren't the gateway's are removed.
     pub(crate) force_address: bool,
     pub(crate) masquerade: bool,
+    /// Whether masquerading by iptables was asked for, which is done with nftables.
+    pub(crate) asks_for_iptables: bool,
     /// `None` takes the bridge's.
     pub(crate) mtu: Option<u32>,
     pub(crate) hairpin: bool,
@@ -229,6 +231,7 @@ impl NetworkConfig {
             is_gateway: top.boolean("isGateway")? || is_default_gateway,
             force_address: top.boolean("forceAddress")?,
             masquerade: top.boolean("ipMasq")? && (!sets.is_empty() || self.ipam_plugin.is_some()),
+            asks_for_iptables: top.string("ipMasqBackend")? == Some("iptables"),
             mtu,
             hairpin: top.boolean("hairpinMode")?,
             isolated: top.boolean("portIsolation")?,

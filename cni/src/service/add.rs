@@ -153,6 +153,9 @@ impl Addition<'_> {
         record.routes = routes.iter().map(|route| with_gateway(route, record)).collect();
         record.dns = if self.attachment.dns.is_empty() { ipam_dns } else { self.attachment.dns.clone() };
         self.refuse_unspeakable(record)?;
+        if self.attachment.masquerade && self.attachment.asks_for_iptables {
+            eprintln!("ipMasqBackend: \"iptables\" is done with nftables (table inet keelson)");
+        }
         rules::ensure(&self.config.data_dir, record, &masqueraded(&self.attachment, &record.addresses))?;
         let wired = self.wire.make(store, &self.attachment, record)?;
         rules::start(&self.config.data_dir, &mut self.wire.host, record)?;
