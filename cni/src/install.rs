@@ -9,7 +9,7 @@ use keelson_host::{Durability, write_atomic};
 use serde_json::{Value, json};
 
 use crate::{
-    config::NetworkSettings,
+    config::{NetworkMode, NetworkSettings},
     kernel::{KernelError, NetfilterSocket, RouteSocket, bridge, masquerade, spoofing},
     service,
     store::{Store, StoreError},
@@ -92,25 +92,33 @@ fn replace(path: &Path, content: &[u8], mode: u32) -> Result<bool, InstallError>
 fn conflist_text(settings: &NetworkSettings) -> Vec<u8> {
     let ranges: Vec<Value> =
         settings.ranges.iter().map(|range| json!([{"subnet": range.subnet.to_string()}])).collect();
+    let mut plugin = json!({
+        "type": "keelson-cni",
+        // What the runtime is to pass on in runtimeConfig.
+        "capabilities": {"portMappings": true, "bandwidth": true, "dns": true, "ips": true, "mac": true},
+        "isDefaultGateway": true,
+        "ipMasq": settings.masquerade,
+        "ipam": {
+            "type": "keelson-cni",
+            "ranges": ranges,
+            "dataDir": settings.host_data_dir,
+        },
+    });
+    match settings.mode {
+        NetworkMode::Bridge => {
+            plugin["bridge"] = settings.bridge.as_str().into();
+            plugin["isGateway"] = true.into();
+            plugin["hairpinMode"] = true.into();
+        }
+        NetworkMode::Routed => plugin["mode"] = "routed".into(),
+    }
     let list = json!({
         // A runtime with libcni before 1.2 reads only cniVersion and knows 1.0.0; a newer one takes the highest of
         // cniVersions, and with 1.1.0 calls STATUS and GC.
         "cniVersion": "1.0.0",
         "cniVersions": ["1.0.0", "1.1.0"],
         "name": settings.name,
-        "plugins": [{
-            "type": "keelson-cni",
-            "bridge": settings.bridge,
-            "isGateway": true,
-            "isDefaultGateway": true,
-            "hairpinMode": true,
-            "ipMasq": settings.masquerade,
-            "ipam": {
-                "type": "keelson-cni",
-                "ranges": ranges,
-                "dataDir": settings.host_data_dir,
-            },
-        }],
+        "plugins": [plugin],
     });
     format!("{list:#}\n").into_bytes()
 }

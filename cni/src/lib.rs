@@ -11,7 +11,7 @@ mod policy;
 mod service;
 mod store;
 
-pub use config::{NetworkSection, NetworkSettings};
+pub use config::{NetworkMode, NetworkSection, NetworkSettings};
 pub use install::{
     InstallError, Installed, RestoreError, UninstallError, Uninstalled, install, restore_rules, uninstall,
 };

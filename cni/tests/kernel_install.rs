@@ -7,25 +7,38 @@ mod common;
 use std::{fs, path::Path};
 
 use common::Node;
-use keelson_cni::{NetworkSection, NetworkSettings, install, uninstall};
+use keelson_cni::{NetworkMode, NetworkSection, NetworkSettings, install, uninstall};
 use keelson_host::HostRoot;
 use keelson_testkit::{Netns, is_root, skip_unless};
 use serde_json::{Value, json};
 
 /// A network whose state, config and executable lie in the node's directory.
 fn network(node: &Node, name: &str, bridge: &str, range: &str) -> NetworkSettings {
+    validate(node, &section(node, name, bridge, range))
+}
+
+fn section(node: &Node, name: &str, bridge: &str, range: &str) -> NetworkSection {
     let directory = node.directory.path();
-    let section = NetworkSection {
+    NetworkSection {
         name: name.to_owned(),
         bridge: bridge.to_owned(),
         ranges: vec![range.to_owned()],
         masquerade: true,
+        mode: NetworkMode::Bridge,
         conf_dir: directory.join("conf"),
         bin_dir: directory.join("bin"),
-    };
-    let node =
-        keelson_host::Node { name: "n".to_owned(), state_dir: directory.join("state"), root: HostRoot::system() };
-    section.validate(&node).unwrap()
+    }
+}
+
+fn validate(node: &Node, section: &NetworkSection) -> NetworkSettings {
+    let state_dir = node.directory.path().join("state");
+    section.validate(&keelson_host::Node { name: "n".to_owned(), state_dir, root: HostRoot::system() }).unwrap()
+}
+
+/// Installs the network, and gives the plugin's config.
+fn plugin_config_of(settings: &NetworkSettings) -> Value {
+    install(settings, Path::new(env!("CARGO_BIN_EXE_keelson-cni"))).unwrap();
+    plugin_config(settings)
 }
 
 /// The plugin's config as a runtime passes it on.
@@ -35,6 +48,22 @@ fn plugin_config(settings: &NetworkSettings) -> Value {
     config["name"] = list["name"].clone();
     config["cniVersion"] = json!("1.1.0");
     config
+}
+
+#[test]
+fn an_installed_network_is_routed_where_its_mode_says_so() {
+    skip_unless!(is_root(), "needs root");
+    let node = Node::new();
+    let mut settings = network(&node, "one", "kt1", "10.71.0.0/24");
+    let bridged = plugin_config_of(&settings);
+    assert_eq!(bridged["capabilities"]["portMappings"], true);
+    let section = NetworkSection { mode: NetworkMode::Routed, ..section(&node, "one", "kt1", "10.71.0.0/24") };
+    settings = validate(&node, &section);
+    let config = plugin_config_of(&settings);
+    let pod = Netns::new().unwrap();
+    assert_eq!(node.add("c", &pod, &config)["interfaces"].as_array().unwrap().len(), 2);
+    node.call("DEL", "c", None, &config).silent();
+    assert!(!node.traces().contains(&"link \"kt1\"".to_owned()));
 }
 
 #[test]

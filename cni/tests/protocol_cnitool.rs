@@ -68,7 +68,8 @@ impl Installed {
 fn cnitool_attaches_checks_and_detaches_in_every_version() {
     skip_unless!(is_root(), "needs root");
     skip_unless!(go_version().is_ok(), "needs Go to build cnitool");
-    for version in [Some("0.4.0"), Some("1.0.0"), Some("1.1.0"), None] {
+    let versions = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"].map(Some);
+    for version in versions.into_iter().chain([None]) {
         let installed = Installed::new(version);
         let pod = Netns::new().unwrap();
         installed.cnitool("status", pod.path()).silent();
@@ -77,12 +78,18 @@ fn cnitool_attaches_checks_and_detaches_in_every_version() {
         let result = added.json();
         // An installed network offers 1.0.0 and 1.1.0, and libcni takes the newest it knows.
         assert_eq!(result["cniVersion"], version.unwrap_or("1.1.0"));
-        assert_eq!(result["ips"][0]["address"], "10.77.0.2/24");
-        assert_eq!(result["ips"][1]["address"], "fd77::2/64");
-        installed.cnitool("check", pod.path()).silent();
-        ip(&pod, &["route", "del", "default"]);
-        let check = installed.cnitool("check", pod.path());
-        assert!(check.stderr.contains("lacks the route to 0.0.0.0/0"), "{check:?}");
+        let has_lists = version.is_none_or(|version| version >= "0.3.0");
+        let addresses = match has_lists {
+            true => [&result["ips"][0]["address"], &result["ips"][1]["address"]],
+            false => [&result["ip4"]["ip"], &result["ip6"]["ip"]],
+        };
+        assert_eq!(addresses, ["10.77.0.2/24", "fd77::2/64"], "{result}");
+        if version.is_none_or(|version| version >= "0.4.0") {
+            installed.cnitool("check", pod.path()).silent();
+            ip(&pod, &["route", "del", "default"]);
+            let check = installed.cnitool("check", pod.path());
+            assert!(check.stderr.contains("lacks the route to 0.0.0.0/0"), "{check:?}");
+        }
         installed.cnitool("del", pod.path()).silent();
         installed.cnitool("del", pod.path()).silent();
         assert!(!ip(&pod, &["link"]).contains("eth0"));

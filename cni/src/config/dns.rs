@@ -37,6 +37,16 @@ pub(crate) fn parse_dns(dns: Option<Fields<'_>>) -> Result<Dns, Problem> {
     })
 }
 
+/// Reads what the runtime says of name servers (`runtimeConfig.dns`), whose keys have other names.
+pub(crate) fn parse_runtime_dns(dns: &Fields<'_>) -> Result<Dns, Problem> {
+    Ok(Dns {
+        nameservers: dns.strings("servers")?,
+        domain: None,
+        search: dns.strings("searches")?,
+        options: dns.strings("options")?,
+    })
+}
+
 /// Reads a resolv.conf(5); `path` is the key that names it.
 pub(crate) fn read_resolv_conf(path: &str, file: &Path) -> Result<Dns, Problem> {
     let text = std::fs::read_to_string(file).map_err(|error| {

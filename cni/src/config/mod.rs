@@ -16,4 +16,4 @@ pub(crate) mod route;
 mod section;
 pub(crate) mod version;
 
-pub use section::{NetworkSection, NetworkSettings};
+pub use section::{NetworkMode, NetworkSection, NetworkSettings};

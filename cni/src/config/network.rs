@@ -14,7 +14,7 @@ use keelson_host::{Problem, Problems};
 use serde_json::{Map, Value};
 
 use super::{
-    dns::{Dns, parse_dns, read_resolv_conf},
+    dns::{Dns, parse_dns, parse_runtime_dns, read_resolv_conf},
     fields::{Fields, not_a, objects},
     invocation::{AttachmentKey, CniArgs},
     ipam::{built_in_ipam, parse_routes, parse_sets, requested_addresses},
@@ -108,7 +108,7 @@ pub(crate) struct Attachment {
     /// One address from each set; empty for a layer-2 attachment.
     pub(crate) sets: Vec<RangeSet>,
     pub(crate) routes: Vec<Route>,
-    /// Name servers of the config itself; if there are none, those of the IPAM are told.
+    /// Name servers of the runtime, else of the config itself; if there are none, those of the IPAM are told.
     pub(crate) dns: Dns,
     pub(crate) ipam_dns: Dns,
     /// Whether the default routes go by the gateways.
@@ -237,7 +237,10 @@ impl NetworkConfig {
             isolated: top.boolean("portIsolation")?,
             sets,
             routes,
-            dns: parse_dns(top.object("dns")?)?,
+            dns: match runtime.object("dns")? {
+                Some(dns) if !dns.is_empty() => parse_runtime_dns(&dns)?,
+                _ => parse_dns(top.object("dns")?)?,
+            },
             ipam_dns,
             is_default_gateway,
             mac: requested_mac(&top, &runtime, args)?,
@@ -519,6 +522,24 @@ mod tests {
             config(json!({"vlan": 0, "vlanTrunk": [], "promiscMode": false, "runtimeConfig": {"portMappings": []}}))
                 .is_ok()
         );
+    }
+
+    #[test]
+    fn the_runtimes_name_servers_win() {
+        let found = config(json!({
+            "dns": {"nameservers": ["192.0.2.1"], "domain": "a"},
+            "runtimeConfig": {"dns": {"servers": ["192.0.2.53"], "searches": ["b.example"], "options": ["ndots:5"]}},
+        }))
+        .unwrap();
+        let expected = Dns {
+            nameservers: vec!["192.0.2.53".to_owned()],
+            domain: None,
+            search: vec!["b.example".to_owned()],
+            options: vec!["ndots:5".to_owned()],
+        };
+        assert_eq!(found.dns, expected);
+        let own = config(json!({"dns": {"nameservers": ["192.0.2.1"]}, "runtimeConfig": {"dns": {}}})).unwrap();
+        assert_eq!(own.dns.nameservers, ["192.0.2.1"]);
     }
 
     #[test]

@@ -17,6 +17,8 @@ use super::{
 pub struct NetworkSection {
     /// The CNI network's name.
     pub name: String,
+    /// Whether Pods are ports of a bridge, or reached by host routes.
+    pub mode: NetworkMode,
     /// The bridge that Pods are attached to; made when missing.
     pub bridge: String,
     /// Subnets such as `10.88.0.0/16`; a Pod gets one address from each, the first address is the node's.
@@ -29,10 +31,22 @@ pub struct NetworkSection {
     pub bin_dir: PathBuf,
 }
 
+/// How Pods are attached to the node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NetworkMode {
+    /// As ports of one bridge.
+    #[default]
+    Bridge,
+    /// By a route of the node to each.
+    Routed,
+}
+
 impl Default for NetworkSection {
     fn default() -> Self {
         Self {
             name: "keelson".to_owned(),
+            mode: NetworkMode::Bridge,
             bridge: "kl0".to_owned(),
             ranges: vec!["10.88.0.0/16".to_owned()],
             masquerade: true,
@@ -46,6 +60,7 @@ impl Default for NetworkSection {
 #[derive(Clone, Debug)]
 pub struct NetworkSettings {
     pub(crate) name: String,
+    pub(crate) mode: NetworkMode,
     pub(crate) bridge: String,
     pub(crate) ranges: Vec<Range>,
     pub(crate) masquerade: bool,
@@ -101,6 +116,7 @@ impl NetworkSection {
         let data_dir = node.state_dir.join("network");
         problems.into_result(NetworkSettings {
             name: self.name.clone(),
+            mode: self.mode,
             bridge: self.bridge.clone(),
             ranges,
             masquerade: self.masquerade,
