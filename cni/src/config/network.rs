@@ -23,13 +23,16 @@ use super::{
     persona::{Executable, Persona},
     ports::{PortMapping, parse_mappings},
     range::RangeSet,
-    result::{CniResult, unspeakable},
+    result::{Address, CniResult, unspeakable},
     route::{Route, check_routes, ipv6_default},
     version::SpecVersion,
 };
 
 /// Where records live unless `ipam.dataDir` says otherwise.
 const DEFAULT_DATA_DIR: &str = "/run/keelson/network";
+
+/// The same for `portmap`.
+const DEFAULT_PORTS_DIR: &str = "/run/keelson/portmap";
 
 /// The reference bridge's default.
 const DEFAULT_BRIDGE: &str = "cni0";
@@ -166,8 +169,8 @@ impl NetworkConfig {
         let has_own_ipam = |ipam: &Fields<'_>| ipam.string("type").is_ok_and(|kind| kind.is_some_and(own));
         let is_ipam = top.object("ipam")?.is_some_and(|ipam| has_own_ipam(&ipam))
             && top.string("type")?.is_some_and(|kind| !kind.is_empty() && !own(kind));
-        let data_dir = data_dir(&top, ipam_plugin.is_some())?;
         let persona = executable.persona;
+        let data_dir = data_dir(&top, ipam_plugin.is_some(), persona)?;
         Ok(Self { version, name, data_dir, ipam_plugin, is_ipam, text: text.to_vec(), persona, document })
     }
 
@@ -291,6 +294,31 @@ impl NetworkConfig {
         Ok(Some(keys))
     }
 
+    /// As which plugin this one was called.
+    pub(crate) fn persona(&self) -> Persona {
+        self.persona
+    }
+
+    /// The host ports that the runtime asks `portmap` for, of a container with these addresses.
+    pub(crate) fn host_ports(&self, addresses: &[Address]) -> Result<Vec<PortMapping>, ConfigError> {
+        let top = Fields::top(&self.document);
+        // What these would change is the same for all containers of the node.
+        if top.get("snat").is_some() && !top.boolean("snat")? {
+            return Err(unsupported("snat", false));
+        }
+        if top.boolean("masqAll")? {
+            return Err(unsupported("masqAll", true));
+        }
+        for key in ["conditionsV4", "conditionsV6"] {
+            if let Some(first) = top.strings(key)?.first() {
+                return Err(unsupported(key, first));
+            }
+        }
+        let Some(runtime) = top.object("runtimeConfig")? else { return Ok(Vec::new()) };
+        let has = |is_ipv4: bool| addresses.iter().any(|address| address.address.addr().is_ipv4() == is_ipv4);
+        Ok(parse_mappings(&runtime, (has(true), has(false)))?)
+    }
+
     /// The result of the plugins before this one, and for CHECK the final result of the chain.
     pub(crate) fn prev_result(&self) -> Result<Option<CniResult>, Problem> {
         let value = Fields::top(&self.document).get("prevResult");
@@ -299,15 +327,17 @@ impl NetworkConfig {
 }
 
 /// Where records live: the top's `dataDir`, or that of an IPAM that isn't another plugin's.
-fn data_dir(top: &Fields<'_>, has_other_ipam: bool) -> Result<PathBuf, Problem> {
+fn data_dir(top: &Fields<'_>, has_other_ipam: bool, persona: Persona) -> Result<PathBuf, Problem> {
+    // Two plugins of one chain keep records of the same network and attachment.
+    let default = if persona == Persona::PortMap { DEFAULT_PORTS_DIR } else { DEFAULT_DATA_DIR };
     let mut stated = top.string("dataDir")?.filter(|directory| !directory.is_empty()).map(|text| ("dataDir", text));
     if let Some(ipam) = top.object("ipam")?.filter(|_| stated.is_none() && !has_other_ipam) {
         stated = ipam.string("dataDir")?.filter(|directory| !directory.is_empty()).map(|text| ("ipam.dataDir", text));
     }
-    let Some((key, text)) = stated else { return Ok(PathBuf::from(DEFAULT_DATA_DIR)) };
+    let Some((key, text)) = stated else { return Ok(PathBuf::from(default)) };
     let directory = PathBuf::from(text);
     if !directory.is_absolute() {
-        let remedy = format!("give the path from the root, such as {DEFAULT_DATA_DIR}");
+        let remedy = format!("give the path from the root, such as {default}");
         return Err(Problem::new(key, text, "is not an absolute path", remedy));
     }
     Ok(directory)

@@ -9,6 +9,8 @@ pub(crate) enum Persona {
     Network,
     /// `ptp`: the whole network, in routed mode unless the config says otherwise.
     PointToPoint,
+    /// `portmap`: host ports of a container that earlier plugins of the chain attached.
+    PortMap,
 }
 
 /// The name and the part that goes with it.
@@ -25,6 +27,7 @@ impl Executable {
         let name = name.to_string_lossy().into_owned();
         let persona = match name.as_str() {
             "ptp" => Persona::PointToPoint,
+            "portmap" => Persona::PortMap,
             _ => Persona::Network,
         };
         Self { name, persona }
@@ -41,6 +44,7 @@ mod tests {
             (Some("/opt/cni/bin/keelson-cni"), "keelson-cni", Persona::Network),
             (Some("/opt/cni/bin/bridge"), "bridge", Persona::Network),
             (Some("ptp"), "ptp", Persona::PointToPoint),
+            (Some("/x/portmap"), "portmap", Persona::PortMap),
             (Some("/ptp/x"), "x", Persona::Network),
             (None, "keelson-cni", Persona::Network),
         ] {

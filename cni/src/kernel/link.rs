@@ -126,6 +126,17 @@ pub(crate) fn find(socket: &mut RouteSocket, name: &str) -> Result<Option<Link>,
     }
 }
 
+/// The link with this index, if there is one.
+pub(crate) fn find_by_index(socket: &mut RouteSocket, index: u32) -> Result<Option<Link>, KernelError> {
+    let attributes = Attributes::new().native(libc::IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS);
+    let message = message(libc::RTM_GETLINK, index, State::Kept, &attributes);
+    match socket.request(format!("look up the link with index {index}"), message, 0) {
+        Ok(answers) => Ok(answers.iter().find_map(Link::from_message)),
+        Err(error) if error.errno() == Some(Errno::ENODEV) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// How long a veth pair whose ends are both up may take to carry packets: it takes the kernel well under a millisecond.
 const CARRIER_LIMIT: Duration = Duration::from_secs(5);
 

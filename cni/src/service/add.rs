@@ -158,7 +158,7 @@ impl Addition<'_> {
         }
         rules::ensure(&self.config.data_dir, record, &masqueraded(&self.attachment, &record.addresses))?;
         let wired = self.wire.make(store, &self.attachment, record)?;
-        rules::start(&self.config.data_dir, &mut self.wire.host, record)?;
+        rules::start(&mut self.wire.host, record)?;
         Ok(self.result(record, &wired))
     }
 

@@ -6,6 +6,7 @@ mod del;
 mod delegate;
 mod gc;
 mod ipam;
+mod portmap;
 mod rules;
 mod status;
 mod version;
@@ -28,7 +29,7 @@ use crate::{
     config::{
         invocation::{self, Command, Invocation},
         network::NetworkConfig,
-        persona::Executable,
+        persona::{Executable, Persona},
         version::SpecVersion,
     },
     error::{Failure, panic_json},
@@ -92,19 +93,22 @@ fn serve(executable: &Executable) -> (Result<Option<Value>, Failure>, SpecVersio
 }
 
 fn dispatch(invocation: &Invocation, config: &NetworkConfig) -> Result<Option<Value>, Failure> {
+    let is_portmap = config.persona() == Persona::PortMap;
     match invocation {
+        Invocation::Attachment(Command::Add, call) if is_portmap => portmap::add(config, call).map(Some),
         Invocation::Attachment(Command::Add, call) if config.is_ipam => ipam::add(config, call).map(Some),
         Invocation::Attachment(Command::Add, call) => add::add(config, call).map(Some),
         Invocation::Attachment(Command::Check, call) => {
             require(config, "CHECK", SpecVersion::V0_4_0)?;
-            if config.is_ipam {
-                ipam::check(config, call)?;
-            } else {
-                check::check(config, call)?;
-            }
-            Ok(None)
+            let check = match (is_portmap, config.is_ipam) {
+                (true, _) => portmap::check,
+                (false, true) => ipam::check,
+                (false, false) => check::check,
+            };
+            check(config, call).map(|()| None)
         }
         // `read` gives no other verb with an attachment than these three.
+        Invocation::Attachment(_, call) if is_portmap => portmap::del(config, call).map(|()| None),
         Invocation::Attachment(_, call) => del::del(config, call).map(|()| None),
         Invocation::Network(Command::Gc) => {
             require(config, "GC", SpecVersion::V1_1_0)?;

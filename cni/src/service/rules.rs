@@ -13,7 +13,7 @@ use crate::{
         rules::NAT,
         spoofing, sysctl,
     },
-    store::{AttachmentState, Kind, Record, Store, StoreError, describe},
+    store::{AttachmentState, Kind, Record, Store, describe},
 };
 
 /// Refuses host ports on which a process of the host listens, which would never hear of a packet again.
@@ -48,12 +48,12 @@ pub(super) fn ensure(data_dir: &Path, record: &Record, masqueraded: &[IpNet]) ->
 }
 
 /// Starts what the attachment is to have beside masquerading, once its links are there.
-pub(super) fn start(data_dir: &Path, host: &mut RouteSocket, record: &Record) -> Result<(), Failure> {
+pub(super) fn start(host: &mut RouteSocket, record: &Record) -> Result<(), Failure> {
     if record.ports.is_empty() && !record.spoof_check {
         return Ok(());
     }
     let mut socket = NetfilterSocket::open()?;
-    start_with(&mut socket, data_dir, host, record)?;
+    start_with(&mut socket, host, record)?;
     let Some(publication) = publication(record) else { return Ok(()) };
     if publication.ports.iter().any(|port| port.address().is_none_or(|address| address.is_loopback())) {
         // Clients on the node itself may call 127.0.0.1. The rules keep others from it: they are there by now.
@@ -72,17 +72,12 @@ pub(super) fn start(data_dir: &Path, host: &mut RouteSocket, record: &Record) ->
     Ok(())
 }
 
-fn start_with(
-    socket: &mut NetfilterSocket,
-    data_dir: &Path,
-    host: &mut RouteSocket,
-    record: &Record,
-) -> Result<(), Failure> {
+fn start_with(socket: &mut NetfilterSocket, host: &mut RouteSocket, record: &Record) -> Result<(), Failure> {
     if record.spoof_check {
         spoofing::check(socket, &record.host_interface, &mac_of(record))?;
     }
     if let Some(publication) = publication(record) {
-        ports::publish(socket, &publication, &mut |owner| is_gone(data_dir, host, owner))?;
+        ports::publish(socket, &publication, &mut |owner| is_gone(host, owner))?;
     }
     Ok(())
 }
@@ -166,7 +161,7 @@ fn restore_elements(socket: &mut NetfilterSocket, data_dir: &Path) -> Result<(),
                 let subnets: Vec<IpNet> = record.addresses.iter().map(|lease| lease.address.trunc()).collect();
                 masquerade::ensure(socket, &subnets)?;
             }
-            match start_with(socket, data_dir, &mut host, &record) {
+            match start_with(socket, &mut host, &record) {
                 // Somebody else got the port in between: that attachment works, and CHECK of this one says so.
                 Ok(()) | Err(Failure::PortTaken { .. }) => {}
                 Err(failure) => return Err(failure),
@@ -189,7 +184,7 @@ fn publication(record: &Record) -> Option<Publication<'_>> {
     let owns_link = record.bridge.is_empty();
     let link = if owns_link { &record.host_interface } else { &record.bridge };
     let key = &record.key;
-    // An attachment without a link of its own is known by its record.
+    // An attachment without a link of its own is known by its record alone.
     let token = if record.kind == Kind::Ports { format!("@{}", record.network) } else { record.host_interface.clone() };
     let text = format!("{}@{} {}", key.container_id, key.ifname, describe(record));
     Some(Publication {
@@ -202,19 +197,12 @@ fn publication(record: &Record) -> Option<Publication<'_>> {
 }
 
 /// Whether the attachment that a host port belongs to is gone. The port is given up before the link, and the link with
-/// its namespace.
-fn is_gone(data_dir: &Path, host: &mut RouteSocket, owner: &Owner) -> Result<bool, KernelError> {
-    match owner.token.strip_prefix('@') {
-        // Somebody else's element, or what a person wrote there.
-        None if owner.token.is_empty() => Ok(false),
-        None => Ok(link::find(host, &owner.token)?.is_none()),
-        Some(network) => {
-            let name = owner.text.split(' ').next().unwrap_or_default();
-            let store = |error: StoreError| KernelError::new(error.to_string(), nix::errno::Errno::EIO);
-            let keys = Store::new(data_dir, network).and_then(|store| store.keys()).map_err(store)?;
-            Ok(!keys.iter().any(|key| format!("{}@{}", key.container_id, key.ifname) == name))
-        }
+/// its namespace. One without a link of its own, somebody else's element, or what a person wrote there can't be told.
+fn is_gone(host: &mut RouteSocket, owner: &Owner) -> Result<bool, KernelError> {
+    if owner.token.is_empty() || owner.token.starts_with('@') {
+        return Ok(false);
     }
+    Ok(link::find(host, &owner.token)?.is_none())
 }
 
 fn mac_of(record: &Record) -> Vec<u8> {
