@@ -7,7 +7,7 @@ mod common;
 use std::{collections::HashSet, fs, net::IpAddr, path::Path};
 
 use common::{
-    Node, addresses, feed, ip,
+    Node, addresses, feed, ip, nft,
     traffic::{talk, world},
 };
 use keelson_testkit::{Netns, is_root, missing, skip_unless};
@@ -104,14 +104,6 @@ fn the_world_outside_sees_the_node() {
     let second = Netns::new().unwrap();
     node.add("d", &second, &node.config());
     assert_eq!(talk(&second, &world, parse("192.0.2.2")), parse("192.0.2.1"));
-}
-
-/// Runs `nft` in a namespace and gives its output.
-#[track_caller]
-fn nft(namespace: &Netns, arguments: &[&str]) -> String {
-    let output = namespace.command("nft").args(arguments).output().unwrap();
-    assert!(output.status.success(), "nft {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
 }
 
 #[test]

@@ -5,14 +5,15 @@
 mod common;
 
 use std::{
+    fs,
     io::{ErrorKind, Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     thread,
     time::Duration,
 };
 
-use common::{Node, addresses, traffic::world};
-use keelson_testkit::{Netns, is_root, skip_unless};
+use common::{Answer, Node, addresses, ip, nft, traffic::world};
+use keelson_testkit::{Netns, is_root, missing, skip_unless};
 use serde_json::{Value, json};
 
 fn parse(text: &str) -> IpAddr {
@@ -82,6 +83,40 @@ fn ask_udp(client: &Netns, address: &str, port: u16) -> Result<String, ErrorKind
     Ok(String::from_utf8(buffer[..length].to_vec()).unwrap())
 }
 
+/// The whole of what an error says.
+fn text_of(answer: &Answer) -> String {
+    let error = answer.json();
+    format!("{} {}", error["msg"].as_str().unwrap(), error["details"].as_str().unwrap())
+}
+
+/// Attaches a Pod that serves TCP port 80 as `name`.
+fn add_server(node: &Node, id: &str, name: &'static str, config: &Value) -> (Netns, Value) {
+    let pod = Netns::new().unwrap();
+    serve_tcp(&pod, 80, name);
+    let result = node.add(id, &pod, config);
+    (pod, result)
+}
+
+/// Asserts that an ADD with these ports is refused with code 101 and the text, and leaves nothing.
+#[track_caller]
+fn refused(node: &Node, config: &Value, texts: &[&str]) {
+    let pod = Netns::new().unwrap();
+    let before = (node.traces(), node.records(), elements(node));
+    let answer = node.call("ADD", "late", Some(pod.path()), config);
+    assert_eq!(answer.code(), 101, "{answer:?}");
+    for text in texts {
+        assert!(text_of(&answer).contains(text), "{text}: {answer:?}");
+    }
+    assert_eq!((node.traces(), node.records(), elements(node)), before);
+    assert!(!ip(&pod, &["link"]).contains("eth0"));
+}
+
+/// What the maps hold, as nft prints it.
+fn elements(node: &Node) -> Vec<String> {
+    let maps = nft(&node.host, &["list", "maps"]);
+    maps.lines().filter(|line| line.contains("comment")).map(|line| line.trim().to_owned()).collect()
+}
+
 #[test]
 fn a_port_of_the_node_leads_to_the_pod_from_everywhere() {
     skip_unless!(is_root(), "needs root");
@@ -126,4 +161,230 @@ fn a_port_of_the_node_leads_to_the_pod_from_everywhere() {
         node.call("DEL", "c", None, &config).silent();
         assert_eq!(ask_tcp(&world, "192.0.2.1", 8080), Err(ErrorKind::ConnectionRefused));
     }
+}
+
+#[test]
+fn a_host_ip_limits_a_port_to_one_address_or_family() {
+    skip_unless!(is_root(), "needs root");
+    let node = Node::new();
+    let world = world(&node);
+    let ports = [
+        "tcp/192.0.2.1:8080:80",
+        "tcp/2001:db8::1:8080:80",
+        "tcp/0.0.0.0:8081:80",
+        "tcp/:::8082:80",
+        "tcp/127.0.0.1:8083:80",
+    ];
+    let (_pod, _) = add_server(&node, "c", "pod", &with_ports(&node.config(), &ports));
+    let refused = Err(ErrorKind::ConnectionRefused);
+    for (address, port, answers) in [
+        ("192.0.2.1", 8080, true),
+        ("10.77.0.1", 8080, false),
+        ("127.0.0.1", 8080, false),
+        ("2001:db8::1", 8080, true),
+        ("fd77::1", 8080, false),
+        ("192.0.2.1", 8081, true),
+        ("127.0.0.1", 8081, true),
+        ("2001:db8::1", 8081, false),
+        ("2001:db8::1", 8082, true),
+        ("192.0.2.1", 8082, false),
+        ("127.0.0.1", 8083, true),
+        ("192.0.2.1", 8083, false),
+    ] {
+        let answer = ask_tcp(&node.host, address, port);
+        assert!(if answers { answer.is_ok() } else { answer == refused }, "{address} {port}: {answer:?}");
+    }
+    assert_eq!(ask_tcp(&world, "192.0.2.1", 8080).as_deref(), Ok("pod 192.0.2.2"));
+    assert_eq!(ask_tcp(&world, "192.0.2.1", 8083), refused);
+}
+
+#[test]
+fn the_same_port_of_another_host_is_left_alone() {
+    skip_unless!(is_root(), "needs root");
+    let node = Node::new();
+    let world = world(&node);
+    serve_tcp(&world, 8080, "world");
+    let (pod, _) = add_server(&node, "c", "pod", &with_ports(&node.config(), &["tcp/8080:80"]));
+    let (other, _) = add_server(&node, "d", "other", &node.config());
+    // What Pods and the node send to another host's port, and what comes through the node to a Pod's.
+    for (client, address, wanted) in [
+        (&pod, "192.0.2.2", "world 192.0.2.1"),
+        (&other, "192.0.2.2", "world 192.0.2.1"),
+        (&other, "2001:db8::2", "world 2001:db8::1"),
+        (&node.host, "192.0.2.2", "world 192.0.2.1"),
+    ] {
+        assert_eq!(ask_tcp(client, address, 8080).as_deref(), Ok(wanted));
+    }
+    ip(&world, &["route", "add", "10.77.0.0/24", "via", "192.0.2.1"]);
+    assert_eq!(ask_tcp(&world, "10.77.0.3", 80).as_deref(), Ok("other 192.0.2.2"));
+    assert_eq!(ask_tcp(&world, "10.77.0.3", 8080), Err(ErrorKind::ConnectionRefused));
+}
+
+#[test]
+fn a_taken_port_is_refused_with_its_owner() {
+    skip_unless!(is_root(), "needs root");
+    skip_unless!(missing(&["nft"]).is_empty(), "needs nft");
+    let node = Node::new();
+    let config = node.config();
+    let (_pod, _) = add_server(&node, "c", "pod", &with_ports(&config, &["tcp/8080:80", "udp/192.0.2.1:53:53"]));
+    for ports in
+        [&["tcp/8080:80"][..], &["tcp/9090:80", "tcp/8080:81"], &["tcp/192.0.2.1:8080:80"], &["tcp/::1:8080:80"]]
+    {
+        refused(&node, &with_ports(&config, ports), &["is taken by c@eth0 ns/pod-c", "tcp/", "8080"]);
+    }
+    refused(&node, &with_ports(&config, &["udp/53:53"]), &["udp/53 is taken by c@eth0 ns/pod-c"]);
+    // Other protocols, other addresses and the other family are free.
+    let free = ["udp/8080:80", "tcp/53:53", "udp/192.0.2.7:53:53", "udp/:::53:53"];
+    let pod = Netns::new().unwrap();
+    node.add("d", &pod, &with_ports(&config, &free));
+    node.call("DEL", "d", None, &config).silent();
+    node.call("DEL", "c", None, &config).silent();
+    assert_eq!(elements(&node), Vec::<String>::new());
+    node.add("d", &pod, &with_ports(&config, &["tcp/192.0.2.1:8080:80"]));
+    refused(&node, &with_ports(&config, &["tcp/8080:80"]), &["tcp/8080 is taken by d@eth0 ns/pod-d"]);
+}
+
+#[test]
+fn a_port_that_the_host_listens_on_is_refused() {
+    skip_unless!(is_root(), "needs root");
+    skip_unless!(missing(&["nft"]).is_empty(), "needs nft");
+    let node = Node::new();
+    let config = node.config();
+    let own = format!("is taken by the process {} (", std::process::id());
+    let listener = node.host.run(|| TcpListener::bind("127.0.0.1:8080").unwrap());
+    refused(&node, &with_ports(&config, &["tcp/8080:80"]), &["tcp/8080", &own]);
+    let socket = node.host.run(|| UdpSocket::bind("[::]:8080").unwrap());
+    refused(&node, &with_ports(&config, &["udp/0.0.0.0:8080:80"]), &["udp/0.0.0.0:8080", &own]);
+    drop((listener, socket));
+    // An outgoing connection that happens to have the number is no listener.
+    let listener = node.host.run(|| TcpListener::bind("127.0.0.1:9090").unwrap());
+    let stream = node.host.run(|| TcpStream::connect("127.0.0.1:9090").unwrap());
+    let port = stream.local_addr().unwrap().port();
+    let pod = Netns::new().unwrap();
+    node.add("c", &pod, &with_ports(&config, &[&format!("tcp/{port}:80")]));
+    drop(listener);
+}
+
+#[test]
+fn a_port_whose_pod_is_gone_can_be_taken_over() {
+    skip_unless!(is_root(), "needs root");
+    skip_unless!(missing(&["nft"]).is_empty(), "needs nft");
+    let node = Node::new();
+    let world = world(&node);
+    let config = with_ports(&node.config(), &["tcp/8080:80", "tcp/192.0.2.1:8081:80"]);
+    let (pod, _) = add_server(&node, "old", "old", &config);
+    // With its namespace goes the link; the runtime hasn't called DEL yet.
+    ip(&pod, &["link", "del", "eth0"]);
+    let config = with_ports(&node.config(), &["tcp/8080:80", "tcp/8081:80"]);
+    let (_new, _) = add_server(&node, "new", "new", &config);
+    assert_eq!(ask_tcp(&world, "192.0.2.1", 8080).as_deref(), Ok("new 192.0.2.2"));
+    assert_eq!(ask_tcp(&world, "192.0.2.1", 8081).as_deref(), Ok("new 192.0.2.2"));
+    let before = elements(&node);
+    node.call("DEL", "old", None, &node.config()).silent();
+    assert_eq!(elements(&node), before, "the late DEL took the new Pod's ports");
+    assert_eq!(ask_tcp(&world, "192.0.2.1", 8080).as_deref(), Ok("new 192.0.2.2"));
+}
+
+#[test]
+fn a_udp_client_that_never_stops_reaches_the_next_pod() {
+    skip_unless!(is_root(), "needs root");
+    let node = Node::new();
+    let world = world(&node);
+    let config = with_ports(&node.config(), &["udp/8053:53"]);
+    for address in ["192.0.2.1", "2001:db8::1"] {
+        let any = if parse(address).is_ipv4() { "0.0.0.0" } else { "::" };
+        let client = world.run(|| UdpSocket::bind((parse(any), 4000)).unwrap());
+        client.connect((parse(address), 8053)).unwrap();
+        client.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+        let ask = || {
+            // Errors tell that nobody was there when the last packet came.
+            let _ = client.send(b"?");
+            let mut buffer = [0; 64];
+            client.recv(&mut buffer).map(|length| String::from_utf8(buffer[..length].to_vec()).unwrap())
+        };
+        assert!(ask().is_err());
+        for name in ["one", "two", "three"] {
+            let pod = Netns::new().unwrap();
+            let result = node.add(name, &pod, &config);
+            for own in addresses(&result) {
+                serve_udp(&pod, &own.to_string(), 53, name);
+            }
+            // Answers of the last Pod may still be in the queue.
+            assert!((0..250).any(|_| ask().is_ok_and(|answer| answer.starts_with(name))), "{name} never heard of it");
+            node.call("DEL", name, Some(pod.path()), &node.config()).silent();
+            // While nobody has the port, the connection becomes one to the node itself.
+            let _ = ask();
+        }
+    }
+}
+
+#[test]
+fn del_needs_nothing_but_the_id() {
+    skip_unless!(is_root(), "needs root");
+    skip_unless!(missing(&["nft"]).is_empty(), "needs nft");
+    let node = Node::new();
+    let config = with_ports(&node.config(), &["tcp/8080:80", "udp/8080:80", "tcp/192.0.2.1:9090:80"]);
+    let pod = Netns::new().unwrap();
+    let mut gc = node.config();
+    gc["cni.dev/valid-attachments"] = json!([]);
+    for end in ["DEL", "GC"] {
+        node.add("c", &pod, &config);
+        assert_eq!(elements(&node).len(), 5, "{:?}", elements(&node));
+        if end == "DEL" {
+            node.call("DEL", "c", None, &node.config()).silent();
+            node.call("DEL", "c", None, &node.config()).silent();
+        } else {
+            node.call("GC", "", None, &gc).silent();
+        }
+        assert_eq!(elements(&node), Vec::<String>::new(), "{end}");
+    }
+}
+
+#[test]
+fn loopback_addresses_are_reached_from_the_node_only() {
+    skip_unless!(is_root(), "needs root");
+    skip_unless!(missing(&["nft"]).is_empty(), "needs nft");
+    let node = Node::new();
+    let config = with_ports(&node.config(), &["tcp/8080:80"]);
+    let (pod, _) = add_server(&node, "c", "pod", &config);
+    let listener = node.host.run(|| TcpListener::bind("127.0.0.1:9090").unwrap());
+    // A Pod that may configure its network asks for the node's own loopback address.
+    pod.run(|| fs::write("/proc/sys/net/ipv4/conf/eth0/route_localnet", "1").unwrap());
+    ip(&pod, &["route", "add", "127.0.0.0/8", "via", "10.77.0.1", "src", "10.77.0.2"]);
+    let ask = |limit| pod.run(|| TcpStream::connect_timeout(&"127.0.0.1:9090".parse().unwrap(), limit)).is_ok();
+    assert!(!ask(Duration::from_millis(300)));
+    // Without the rule it would get there.
+    nft(&node.host, &["flush", "chain", "inet", "keelson", "guard"]);
+    assert!(ask(LIMIT));
+    let other = Netns::new().unwrap();
+    node.add("d", &other, &node.config());
+    assert!(!ask(Duration::from_millis(300)));
+    drop(listener);
+}
+
+#[test]
+fn sctp_has_host_ports() {
+    skip_unless!(is_root(), "needs root");
+    skip_unless!(fs::read_to_string("/proc/net/protocols").unwrap().contains("SCTP "), "needs a kernel with SCTP");
+    let node = Node::new();
+    let world = world(&node);
+    let pod = Netns::new().unwrap();
+    node.add("c", &pod, &with_ports(&node.config(), &["sctp/8080:80"]));
+    // socket(2): SOCK_STREAM of IPPROTO_SCTP has TCP's calls, so the standard library's types fit.
+    let sctp = |namespace: &Netns| -> TcpListener {
+        use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
+        let socket = namespace
+            .run(|| socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, SockProtocol::Sctp).unwrap());
+        socket.into()
+    };
+    let (server, client) = (sctp(&pod), sctp(&world));
+    use nix::sys::socket::{Backlog, SockaddrIn, bind, connect, listen};
+    use std::os::fd::AsRawFd;
+    bind(server.as_raw_fd(), &SockaddrIn::new(0, 0, 0, 0, 80)).unwrap();
+    listen(&server, Backlog::new(1).unwrap()).unwrap();
+    let calling =
+        thread::spawn(move || connect(client.as_raw_fd(), &SockaddrIn::new(192, 0, 2, 1, 8080)).map(|()| client));
+    let (_, peer) = server.accept().unwrap();
+    assert_eq!(peer.ip(), parse("192.0.2.2"));
+    calling.join().unwrap().unwrap();
 }

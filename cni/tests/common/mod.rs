@@ -222,6 +222,14 @@ pub(crate) fn ip(namespace: &Netns, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// Runs `nft` in a namespace and gives its output.
+#[track_caller]
+pub(crate) fn nft(namespace: &Netns, arguments: &[&str]) -> String {
+    let output = namespace.command("nft").args(arguments).output().unwrap();
+    assert!(output.status.success(), "nft {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
 /// The addresses of an ADD's result.
 pub(crate) fn addresses(result: &Value) -> Vec<IpAddr> {
     let ips = result["ips"].as_array().unwrap();
