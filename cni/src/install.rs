@@ -128,14 +128,14 @@ fn conflist_text(settings: &NetworkSettings) -> Vec<u8> {
 #[error("failed to restore the nftables rules: {0}")]
 pub struct RestoreError(String);
 
-/// Brings back what somebody removed of the nftables tables, for all Pods of all networks with records in the same
-/// place. Must be called in the host's network namespace.
+/// Brings back what somebody removed of the nftables tables, for all Pods of all networks with records below `data_dir`.
+/// Must be called in the host's network namespace.
 ///
 /// # Errors
 ///
 /// [`RestoreError`] if the kernel refuses it or a record can't be read.
-pub fn restore_rules(settings: &NetworkSettings) -> Result<(), RestoreError> {
-    service::restore(&settings.data_dir).map_err(|failure| RestoreError(failure.one_line()))
+pub fn restore_rules(data_dir: &Path) -> Result<(), RestoreError> {
+    service::restore(data_dir).map_err(|failure| RestoreError(failure.one_line()))
 }
 
 /// What [`uninstall`] left, if anything.

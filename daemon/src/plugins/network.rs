@@ -1,4 +1,5 @@
-//! `network`: keeps the CNI executable and its network config where the container runtime looks for them.
+//! `network`: keeps the CNI executable and its network config where the container runtime looks for them, and the
+//! rules of running Pods in the kernel.
 //!
 //! The plugin itself runs once per Pod and needs no daemon. A stop leaves both files in place: without them the runtime
 //! could neither start a Pod nor take one down.
@@ -9,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use keelson_cni::{InstallError, Installed, NetworkSection, NetworkSettings, Uninstalled, install};
+use keelson_cni::{InstallError, Installed, NetworkSection, NetworkSettings, Uninstalled, install, restore_rules};
 use keelson_host::{Node, Problems, error_chain};
 use prometheus_client::{metrics::counter::Counter, registry::Registry};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
@@ -103,7 +104,8 @@ fn publish(ready: &Ready, state: Result<(), String>) {
 }
 
 impl Network {
-    /// Puts both files in place; true if one was missing or different.
+    /// Puts both files in place, and the nftables rules of running Pods if somebody removed them; true if a file was
+    /// missing or different.
     async fn install(&self) -> Result<bool, PluginError> {
         let (settings, executable) = (self.settings.clone(), self.executable.clone());
         let installed: Result<Installed, InstallError> =
@@ -120,6 +122,8 @@ impl Network {
                 "installed the CNI plugin"
             );
         }
+        let data_dir = self.settings.data_dir().to_owned();
+        tokio::task::spawn_blocking(move || restore_rules(&data_dir)).await??;
         Ok(changed)
     }
 }
