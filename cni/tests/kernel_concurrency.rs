@@ -12,7 +12,7 @@ use std::{
     thread,
 };
 
-use common::{Node, addresses, call_environment, feed};
+use common::{Node, addresses, call_environment, feed, nft};
 use keelson_testkit::{Netns, is_root, missing, skip_unless};
 use serde_json::{Value, json};
 
@@ -28,7 +28,12 @@ fn concurrent_adds_never_share_an_address() {
             let calls: Vec<_> = pods
                 .iter()
                 .enumerate()
-                .map(|(index, pod)| scope.spawn(move || addresses(&node.add(&format!("c{index}"), pod, config))))
+                .map(|(index, pod)| {
+                    let mut config = config.clone();
+                    let ports = json!([{"hostPort": 10000 + index, "containerPort": 80, "protocol": "udp"}]);
+                    config["runtimeConfig"] = json!({ "portMappings": ports });
+                    scope.spawn(move || addresses(&node.add(&format!("c{index}"), pod, &config)))
+                })
                 .collect();
             calls.into_iter().flat_map(|call| call.join().unwrap()).collect()
         });
@@ -167,8 +172,14 @@ const WORTH_A_KILL: [&str; 16] = [
 fn killed_at_any_system_call_nothing_is_lost() {
     skip_unless!(is_root(), "needs root");
     skip_unless!(can_trace(), "needs strace, and the right to trace processes");
+    skip_unless!(missing(&["nft"]).is_empty(), "needs nft");
     let node = Node::new();
-    let config = small(&node);
+    let mut config = small(&node);
+    config["macspoofchk"] = json!(true);
+    config["runtimeConfig"] = json!({"portMappings": [
+        {"hostPort": 8080, "containerPort": 80},
+        {"hostPort": 8080, "containerPort": 80, "protocol": "udp", "hostIP": "10.77.0.1"},
+    ]});
     let pod = Netns::new().unwrap();
     let mut gc = config.clone();
     gc["cni.dev/valid-attachments"] = json!([]);
@@ -208,6 +219,10 @@ fn killed_at_any_system_call_nothing_is_lost() {
             let at = format!("{verb} killed at {name} {number}");
             assert_eq!(node.traces(), ["link \"kt0\"", "store", "nftables"], "{at}");
             assert!(!common::ip(&pod, &["link"]).contains("eth0"), "{at}");
+            for list in [&["list", "maps"][..], &["list", "table", "bridge", "keelson"]] {
+                let found = nft(&node.host, list);
+                assert!(!found.contains("elements"), "{at}: {found}");
+            }
             // Not even a temporary file.
             assert_eq!(node.records(), Vec::<String>::new(), "{at}");
         }
@@ -215,7 +230,7 @@ fn killed_at_any_system_call_nothing_is_lost() {
     // Runs differ by a call or two; nearly all must have been killed, or nothing was shown.
     assert!(tried > 100 && killed * 10 > tried * 9, "{killed} of {tried} runs were killed");
     // Every address can be given, once.
-    let given = fill(&node, &config, &pod, "fill");
+    let given = fill(&node, &small(&node), &pod, "fill");
     assert_eq!(given.iter().collect::<HashSet<_>>().len(), 13);
 }
 
