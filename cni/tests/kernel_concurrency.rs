@@ -176,10 +176,14 @@ fn killed_at_any_system_call_nothing_is_lost() {
     let node = Node::new();
     let mut config = small(&node);
     config["macspoofchk"] = json!(true);
-    config["runtimeConfig"] = json!({"portMappings": [
-        {"hostPort": 8080, "containerPort": 80},
-        {"hostPort": 8080, "containerPort": 80, "protocol": "udp", "hostIP": "10.77.0.1"},
-    ]});
+    config["runtimeConfig"] = json!({
+        "portMappings": [
+            {"hostPort": 8080, "containerPort": 80},
+            {"hostPort": 8080, "containerPort": 80, "protocol": "udp", "hostIP": "10.77.0.1"},
+        ],
+        // It needs a link of its own, which doesn't go with the pair.
+        "bandwidth": {"egressRate": 80_000_000, "egressBurst": 8_000_000},
+    });
     let pod = Netns::new().unwrap();
     let mut gc = config.clone();
     gc["cni.dev/valid-attachments"] = json!([]);

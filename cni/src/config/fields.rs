@@ -62,6 +62,11 @@ impl<'a> Fields<'a> {
         })
     }
 
+    /// A number of up to 64 bits.
+    pub(crate) fn long(&self, key: &str) -> Result<Option<u64>, Problem> {
+        self.typed(key, "a whole number from 0 on", Value::as_u64)
+    }
+
     pub(crate) fn address(&self, key: &str) -> Result<Option<IpAddr>, Problem> {
         match self.string(key)? {
             None | Some("") => Ok(None),

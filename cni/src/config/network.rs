@@ -14,6 +14,7 @@ use keelson_host::{Problem, Problems};
 use serde_json::{Map, Value};
 
 use super::{
+    bandwidth::{self, Bandwidth},
     dns::{Dns, parse_dns, parse_runtime_dns, read_resolv_conf},
     fields::{Fields, not_a, objects},
     invocation::{AttachmentKey, CniArgs},
@@ -123,6 +124,7 @@ pub(crate) struct Attachment {
     pub(crate) ports: Vec<PortMapping>,
     /// Whether frames from another Ethernet address than the container's are dropped.
     pub(crate) spoof_check: bool,
+    pub(crate) bandwidth: Option<Bandwidth>,
 }
 
 /// The `cniVersion` of a document, if it is an object that has one; `VERSION` echoes it, known or not.
@@ -250,6 +252,7 @@ impl NetworkConfig {
             requested,
             ports,
             spoof_check,
+            bandwidth: bandwidth::parse(&top, &runtime)?,
         })
     }
 
@@ -370,11 +373,6 @@ fn refuse_unsupported(top: &Fields<'_>) -> Result<(), ConfigError> {
         top.string("ipMasqBackend")?.filter(|backend| !matches!(*backend, "" | "iptables" | "nftables"))
     {
         return Err(Problem::new("ipMasqBackend", backend, "is no backend", "take \"nftables\"").into());
-    }
-    if let Some(runtime) = top.object("runtimeConfig")?
-        && runtime.object("bandwidth")?.is_some_and(|bandwidth| !bandwidth.is_empty())
-    {
-        return Err(unsupported("runtimeConfig.bandwidth", "..."));
     }
     Ok(())
 }

@@ -15,6 +15,7 @@ mod nftables;
 pub(crate) mod ports;
 pub(crate) mod route;
 pub(crate) mod rules;
+pub(crate) mod shaping;
 pub(crate) mod spoofing;
 pub(crate) mod sysctl;
 pub(crate) mod veth;

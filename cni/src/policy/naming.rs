@@ -28,7 +28,12 @@ pub(crate) fn host_interface(network: &str, key: &AttachmentKey) -> String {
     format!("kl{:013x}", hash(&["veth", network, &key.container_id, &key.ifname]) >> 12)
 }
 
-/// The Ethernet address of the host's end.
+/// The name of the link that what the container sends is shaped on: `ks` and 13 hexadecimal digits.
+pub(crate) fn shaping_interface(network: &str, key: &AttachmentKey) -> String {
+    format!("ks{:013x}", hash(&["shaping", network, &key.container_id, &key.ifname]) >> 12)
+}
+
+/// The Ethernet address of a link on the host that an attachment has for itself.
 pub(crate) fn host_mac(host_interface: &str) -> Mac {
     hashed_mac(&["host", host_interface])
 }
@@ -71,6 +76,7 @@ mod tests {
     fn names_stay_what_they_were_in_earlier_releases() {
         // A running Pod's link is found by this name after an upgrade: a changed value breaks its DEL.
         assert_eq!(host_interface("keelson", &key("0f3c", "eth0")), "kl3ef4eba660ee7");
+        assert_eq!(shaping_interface("keelson", &key("0f3c", "eth0")), "ksb3f9a333140f5");
         assert_eq!(container_mac(Some("10.88.0.5".parse().unwrap()), "x").to_string(), "6a:6c:0a:58:00:05");
     }
 

@@ -97,6 +97,9 @@ pub(super) fn undo(store: &Store, host: &mut RouteSocket, record: &Record) -> Re
     if !record.host_interface.is_empty() {
         link::delete(host, &record.host_interface)?;
     }
+    if let Some(name) = &record.shaping_interface {
+        link::delete(host, name)?;
+    }
     store.release(record)?;
     Ok(())
 }
@@ -129,6 +132,12 @@ impl Addition<'_> {
             masquerade: self.attachment.masquerade,
             ports: self.attachment.ports.clone(),
             spoof_check: self.attachment.spoof_check,
+            bandwidth: self.attachment.bandwidth,
+            shaping_interface: self
+                .attachment
+                .bandwidth
+                .and_then(|bandwidth| bandwidth.egress)
+                .map(|_| naming::shaping_interface(&self.config.name, &self.call.key)),
             ..new_record(self.config, self.call, store)
         }
     }
@@ -240,6 +249,11 @@ impl Addition<'_> {
         interfaces.push(interface(&record.host_interface, &record.host_mac, mtu, ""));
         interfaces.push(interface(&record.key.ifname, &record.container_mac, mtu, &sandbox));
         let container = interfaces.len() - 1;
+        // What else there is comes after those.
+        interfaces.extend(record.shaping_interface.as_ref().map(|name| {
+            let mac = naming::host_mac(name).to_string();
+            interface(name, &mac, mtu, "")
+        }));
         let address =
             |lease: &Lease| Address { address: lease.address, gateway: lease.gateway, interface: Some(container) };
         self.previous.clone().followed_by(CniResult {

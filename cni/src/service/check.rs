@@ -23,7 +23,7 @@ use crate::{
         link::{self, Link},
         netns::Namespace,
         route::{self, FoundRoute},
-        sysctl,
+        shaping, sysctl,
     },
     store::{Kind, Record, Store},
 };
@@ -82,6 +82,10 @@ pub(super) fn compare_with_record(
         }
     }
     differences.extend(rules::differences(record)?);
+    if let Some(bandwidth) = &record.bandwidth {
+        let name = record.shaping_interface.as_deref();
+        differences.extend(shaping::differences(host, &record.host_interface, bandwidth, name)?);
+    }
     let ifname = &record.key.ifname;
     let Some(container) = link::find(inside, ifname)? else {
         differences.push(format!("the container has no interface {ifname}"));

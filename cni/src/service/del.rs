@@ -22,7 +22,7 @@ pub(super) fn del(config: &NetworkConfig, call: &AttachmentCall) -> Result<(), F
     let returned = Delegate::of(config).and_then(|delegate| delegate.map_or(Ok(()), |delegate| delegate.delete()));
     if let Err(error) = returned {
         // The record stays for the next try to return the addresses; but the container loses its network.
-        link::delete(&mut host, &naming::host_interface(&config.name, &call.key))?;
+        delete_links(&mut host, &config.name, &call.key)?;
         return Err(error.into());
     }
     detach(&store, &mut host, &config.name, &call.key)
@@ -33,7 +33,7 @@ pub(super) fn detach(store: &Store, host: &mut RouteSocket, network: &str, key: 
     let _lock = match store.lock_attachment(key) {
         // The store can't be written: its record stays, and says so; but the container loses its network.
         Err(error @ StoreError::Io { .. }) => {
-            link::delete(host, &naming::host_interface(network, key))?;
+            delete_links(host, network, key)?;
             return Err(error.into());
         }
         other => other?,
@@ -41,8 +41,8 @@ pub(super) fn detach(store: &Store, host: &mut RouteSocket, network: &str, key: 
     let detached = match store.read(key) {
         Ok(Some(record)) => undo(store, host, &record),
         found => {
-            // Without a readable record the name still follows from the attachment.
-            link::delete(host, &naming::host_interface(network, key))?;
+            // Without a readable record the names still follow from the attachment.
+            delete_links(host, network, key)?;
             match found {
                 Err(StoreError::Corrupt { .. }) => store.discard(key).map_err(Failure::from),
                 other => other.map(drop).map_err(Failure::from),
@@ -50,4 +50,9 @@ pub(super) fn detach(store: &Store, host: &mut RouteSocket, network: &str, key: 
         }
     };
     detached.and_then(|()| Ok(store.sweep_attachment(key)?))
+}
+
+fn delete_links(host: &mut RouteSocket, network: &str, key: &AttachmentKey) -> Result<(), Failure> {
+    link::delete(host, &naming::host_interface(network, key))?;
+    Ok(link::delete(host, &naming::shaping_interface(network, key))?)
 }

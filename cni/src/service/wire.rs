@@ -13,7 +13,7 @@ use crate::{
         KernelError, RouteSocket, Step, address, bridge,
         link::{self, Link},
         netns::Namespace,
-        route, sysctl,
+        route, shaping, sysctl,
         veth::{self, PortFlags, VethPair},
     },
     policy::naming,
@@ -66,6 +66,7 @@ impl Wire {
         if is_routed {
             self.route_to_container(record)?;
         }
+        self.shape(record)?;
         let container = self.configure_container_end(record, is_routed)?;
         link::wait_until_running(&mut self.host, &record.host_interface)?;
         let bridge = match bridge {
@@ -136,6 +137,14 @@ impl Wire {
         self.host.batch(&steps)?;
         ensure_forwarding(record.addresses.iter().map(|lease| lease.address.addr()))?;
         Ok(())
+    }
+
+    /// Limits the bandwidth while nothing passes yet.
+    fn shape(&mut self, record: &Record) -> Result<(), Failure> {
+        let Some(bandwidth) = record.bandwidth else { return Ok(()) };
+        let host_end = self.find_host_end(&record.host_interface)?;
+        let link = record.shaping_interface.as_deref().map(|link| (link, naming::host_mac(link)));
+        Ok(shaping::create(&mut self.host, &host_end, &bandwidth, link)?)
     }
 
     fn find_host_end(&mut self, name: &str) -> Result<Link, Failure> {
