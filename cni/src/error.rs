@@ -83,7 +83,9 @@ impl Failure {
             Self::Degraded(_) => 51,
             Self::Kernel(_) | Self::Bridge(BridgeError::Kernel(_)) | Self::Namespace(NamespaceError::Kernel(_)) => 100,
             Self::PortTaken { .. } => 101,
-            Self::Bridge(BridgeError::NotABridge { .. } | BridgeError::OtherAddress { .. }) => 102,
+            Self::Bridge(
+                BridgeError::NotABridge { .. } | BridgeError::OtherAddress { .. } | BridgeError::NoVlans { .. },
+            ) => 102,
             Self::InterfaceExists { .. } => 103,
             Self::AttachmentDiffers(_) => 104,
             Self::CheckFailed(_) => 105,

@@ -425,7 +425,7 @@ fn check_names_what_somebody_changed() {
         (&["route", "del", "default"], true, "the container lacks the route to 0.0.0.0/0 via 10.77.0.1"),
         (&["link", "set", "eth0", "address", "02:00:00:00:00:01"], true, "instead of 6a:6c:0a:4d:00:02"),
         (&["link", "del", "eth0"], true, "the container has no interface eth0"),
-        (&["addr", "flush", "dev", "kt0"], false, "the bridge kt0 lacks the gateway address 10.77.0.1"),
+        (&["addr", "flush", "dev", "kt0"], false, "kt0 lacks the gateway address 10.77.0.1"),
         (&["link", "del", "kt0"], false, "the host has no bridge kt0"),
     ];
     for (tamper, inside, expected) in cases {
@@ -563,7 +563,7 @@ fn status_tells_the_truth() {
     elsewhere["bridge"] = json!("kt2");
     elsewhere["ipam"]["dataDir"] = json!(file);
     assert_eq!(node.call("STATUS", "", None, &elsewhere).code(), 50);
-    for (key, value) in [("vlan", json!(7)), ("mtu", json!("many"))] {
+    for (key, value) in [("ipMasqBackend", json!("pf")), ("mtu", json!("many"))] {
         let mut config = config.clone();
         config[key] = value;
         let answer = node.call("STATUS", "", None, &config);

@@ -42,7 +42,8 @@ fn a_bad_config_is_refused_with_its_code() {
                 config["ipam"]["ranges"] = json!([[{"subnet": "10.77.0.0/24"}], [{"subnet": "10.78.0.0/24"}]]);
             }),
         ),
-        (2, "vlan: \"7\" is not supported yet", changed(&node, |config| config["vlan"] = json!(7))),
+        (2, "ipMasqBackend: \"pf\"", changed(&node, |config| config["ipMasqBackend"] = json!("pf"))),
+        (7, "vlan: \"4095\" is not a VLAN", changed(&node, |config| config["vlan"] = json!(4095))),
         (
             107,
             "failed to find plugin \"host-local\"",

@@ -19,6 +19,7 @@ use super::{
     fields::{Fields, not_a, objects},
     invocation::{AttachmentKey, CniArgs},
     ipam::{built_in_ipam, parse_routes, parse_sets, requested_addresses},
+    link_options::{self, LinkOptions, Surroundings, has_automatic_mtu},
     mac::Mac,
     names::{identifier_fault, interface_name_fault, plugin_name_fault},
     persona::{Executable, Persona},
@@ -125,6 +126,7 @@ pub(crate) struct Attachment {
     /// Whether frames from another Ethernet address than the container's are dropped.
     pub(crate) spoof_check: bool,
     pub(crate) bandwidth: Option<Bandwidth>,
+    pub(crate) options: LinkOptions,
 }
 
 /// The `cniVersion` of a document, if it is an object that has one; `VERSION` echoes it, known or not.
@@ -212,10 +214,10 @@ impl NetworkConfig {
                 return Err(Problem::new("ipam.ranges", "", wrong, remedy).into());
             }
         }
-        let mtu = top.number("mtu")?.filter(|mtu| *mtu != 0);
+        let mtu = if has_automatic_mtu(&top) { None } else { top.number("mtu")?.filter(|mtu| *mtu != 0) };
         let smallest = if sets.iter().any(|set| !set.is_ipv4()) { 1280 } else { 68 };
         if let Some(mtu) = mtu.filter(|mtu| !(smallest..=65535).contains(mtu)) {
-            let remedy = format!("take {smallest} to 65535, or 0 for the bridge's");
+            let remedy = format!("take {smallest} to 65535, 0 for the bridge's, or \"auto\"");
             return Err(Problem::new("mtu", mtu, "is out of range", remedy).into());
         }
         // Of which families another IPAM plugin's addresses are, only that one knows.
@@ -231,9 +233,19 @@ impl NetworkConfig {
             None => requested_addresses(&top, &runtime, args, &sets)?,
             Some(_) => Vec::new(),
         };
+        let is_gateway = top.boolean("isGateway")? || is_default_gateway;
+        let options = link_options::parse(
+            &top,
+            &Surroundings {
+                bridge: bridge.as_deref(),
+                is_gateway,
+                has_addresses: !sets.is_empty() || self.ipam_plugin.is_some(),
+                args: cni_args(&top)?.as_ref(),
+            },
+        )?;
         Ok(Attachment {
             bridge,
-            is_gateway: top.boolean("isGateway")? || is_default_gateway,
+            is_gateway,
             force_address: top.boolean("forceAddress")?,
             masquerade: top.boolean("ipMasq")? && (!sets.is_empty() || self.ipam_plugin.is_some()),
             asks_for_iptables: top.string("ipMasqBackend")? == Some("iptables"),
@@ -253,6 +265,7 @@ impl NetworkConfig {
             ports,
             spoof_check,
             bandwidth: bandwidth::parse(&top, &runtime)?,
+            options,
         })
     }
 
@@ -354,31 +367,18 @@ fn bridge_name(top: &Fields<'_>) -> Result<String, Problem> {
     }
 }
 
-/// Refuses what the reference bridge would do and this plugin doesn't do yet: ignoring it would build another network
-/// than the one that was asked for.
+/// Refuses what the reference plugins would do and this one doesn't: ignoring it would build another network than the
+/// one that was asked for.
 fn refuse_unsupported(top: &Fields<'_>) -> Result<(), ConfigError> {
-    for key in ["promiscMode", "enabledad", "disableContainerInterface", "preserveDefaultVlan"] {
-        if top.boolean(key)? {
-            return Err(unsupported(&top.path_of(key), true));
-        }
+    // Masquerading is always done with nftables; ADD says so where iptables was asked for.
+    match top.string("ipMasqBackend")?.filter(|backend| !matches!(*backend, "" | "iptables" | "nftables")) {
+        Some(backend) => Err(unsupported("ipMasqBackend", backend)),
+        None => Ok(()),
     }
-    if let Some(vlan) = top.number("vlan")?.filter(|vlan| *vlan != 0) {
-        return Err(unsupported("vlan", vlan));
-    }
-    if let Some(trunk) = top.get("vlanTrunk").filter(|_| !matches!(top.array("vlanTrunk"), Ok([]))) {
-        return Err(unsupported("vlanTrunk", trunk));
-    }
-    // Masquerading is always done with nftables; ADD says so where something else was asked for.
-    if let Some(backend) =
-        top.string("ipMasqBackend")?.filter(|backend| !matches!(*backend, "" | "iptables" | "nftables"))
-    {
-        return Err(Problem::new("ipMasqBackend", backend, "is no backend", "take \"nftables\"").into());
-    }
-    Ok(())
 }
 
 fn unsupported(path: &str, value: impl std::fmt::Display) -> ConfigError {
-    ConfigError::Unsupported(Problem::new(path, value, "is not supported yet", "remove the key"))
+    ConfigError::Unsupported(Problem::new(path, value, "is not supported", "remove the key"))
 }
 
 /// The Ethernet address asked for: the runtime's wish wins over `args`, that over `CNI_ARGS`.
@@ -535,19 +535,13 @@ mod tests {
 
     #[test]
     fn what_would_be_ignored_is_refused() {
-        unsupported(json!({"vlan": 100}), "vlan: \"100\" is not supported yet; remove the key");
-        unsupported(
-            json!({"vlanTrunk": [{"id": 1}]}),
-            "vlanTrunk: \"[{\\\"id\\\":1}]\" is not supported yet; remove the key",
-        );
-        unsupported(json!({"promiscMode": true}), "promiscMode: \"true\" is not supported yet; remove the key");
-        invalid(json!({"ipMasqBackend": "pf"}), "ipMasqBackend: \"pf\" is no backend; take \"nftables\"");
+        unsupported(json!({"ipMasqBackend": "pf"}), "ipMasqBackend: \"pf\" is not supported; remove the key");
         invalid(
             json!({"runtimeConfig": {"portMappings": [{"hostPort": 80}]}}),
             "runtimeConfig.portMappings[0].containerPort: is missing though there is a host port; take 1 to 65535",
         );
         assert!(
-            config(json!({"vlan": 0, "vlanTrunk": [], "promiscMode": false, "runtimeConfig": {"portMappings": []}}))
+            config(json!({"vlan": 0, "vlanTrunk": [], "macspoofchk": false, "runtimeConfig": {"portMappings": []}}))
                 .is_ok()
         );
     }
@@ -576,10 +570,10 @@ mod tests {
             json!({"bridge": "a/b"}),
             "bridge: \"a/b\" has a '/', ':', '%', white space or control character; use 1 to 15 characters without '/', ':' and spaces",
         );
-        invalid(json!({"mtu": 40}), "mtu: \"40\" is out of range; take 68 to 65535, or 0 for the bridge's");
+        invalid(json!({"mtu": 40}), "mtu: \"40\" is out of range; take 68 to 65535, 0 for the bridge's, or \"auto\"");
         invalid(
             json!({"mtu": 1000, "ipam": {"subnet": "fd00::/64"}}),
-            "mtu: \"1000\" is out of range; take 1280 to 65535, or 0 for the bridge's",
+            "mtu: \"1000\" is out of range; take 1280 to 65535, 0 for the bridge's, or \"auto\"",
         );
         invalid(
             json!({"mtu": "1400"}),

@@ -49,6 +49,10 @@ impl Route {
         self.gw.is_none() && self.scope.is_some_and(|scope| scope >= LINK_SCOPE)
     }
 
+    pub(crate) fn is_in_main_table(&self) -> bool {
+        self.table() == MAIN_TABLE
+    }
+
     /// The table that it is in.
     pub(crate) fn table(&self) -> u32 {
         // 0 is the kernel's word for "no table given".

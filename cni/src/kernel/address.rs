@@ -1,13 +1,19 @@
 //! Addresses of links.
 
-use std::net::IpAddr;
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    time::{Duration, Instant},
+};
 
 use ipnet::IpNet;
+use nix::errno::Errno;
 
 use super::{
     KernelError, RouteSocket,
-    attribute::{Attributes, attribute},
+    attribute::{Attributes, attribute, native},
     message::RouteNetlinkMessage,
+    netlink::Events,
+    netns::{Namespace, NamespaceError},
 };
 
 /// `ifaddrmsg` (linux/if_addr.h): family, length of the prefix, flags, scope, index of the link.
@@ -19,9 +25,7 @@ fn fixed(family: u8, prefix_len: u8, index: u32) -> [u8; 8] {
 /// `IFA_F_NOPREFIXROUTE` (linux/if_addr.h).
 const NO_PREFIX_ROUTE: u32 = 0x200;
 
-/// The message `kind` that names `address` on link `index`, and `flags` of it beside NODAD.
-///
-/// NODAD: the store gives every address once, so nothing needs the second that duplicate address detection takes.
+/// The message `kind` that names `address` on link `index`, and `flags` of it.
 fn message(kind: u16, index: u32, address: IpNet, flags: u32) -> RouteNetlinkMessage {
     let octets = octets(address.addr());
     let attributes = Attributes::new().bytes(libc::IFA_LOCAL, &octets).bytes(libc::IFA_ADDRESS, &octets);
@@ -29,20 +33,31 @@ fn message(kind: u16, index: u32, address: IpNet, flags: u32) -> RouteNetlinkMes
         IpNet::V4(address) => {
             attributes.bytes(libc::IFA_BROADCAST, &address.broadcast().octets()).native(libc::IFA_FLAGS, flags)
         }
-        IpNet::V6(_) => attributes.native(libc::IFA_FLAGS, flags | libc::IFA_F_NODAD),
+        IpNet::V6(_) => attributes.native(libc::IFA_FLAGS, flags),
     };
     RouteNetlinkMessage::new(kind, &fixed(family(address.addr()), address.prefix_len(), index), &attributes)
 }
 
-/// The message that adds `address` to link `index` without the route to its subnet that comes with it otherwise: who
-/// says by which way its neighbours are reached adds that route.
-pub(crate) fn add_without_route(index: u32, address: IpNet) -> RouteNetlinkMessage {
-    message(libc::RTM_NEWADDR, index, address, NO_PREFIX_ROUTE)
+/// What an address may come without or with.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct AddressOptions {
+    /// Without the route to its subnet: who says by which way its neighbours are reached adds that route.
+    pub(crate) without_route: bool,
+    /// With duplicate address detection (IPv6): it can't be used before nobody else was found to have it. Otherwise
+    /// nothing needs the second that this takes: the store gives every address once.
+    pub(crate) detects_duplicates: bool,
+}
+
+/// The message that adds `address` to link `index`, so.
+pub(crate) fn add_with(index: u32, address: IpNet, options: AddressOptions) -> RouteNetlinkMessage {
+    let route = if options.without_route { NO_PREFIX_ROUTE } else { 0 };
+    let detection = if address.addr().is_ipv4() || options.detects_duplicates { 0 } else { libc::IFA_F_NODAD };
+    message(libc::RTM_NEWADDR, index, address, route | detection)
 }
 
 /// The message that adds `address` to link `index`.
 pub(crate) fn add(index: u32, address: IpNet) -> RouteNetlinkMessage {
-    message(libc::RTM_NEWADDR, index, address, 0)
+    add_with(index, address, AddressOptions::default())
 }
 
 /// The message that removes `address` from link `index`.
@@ -76,6 +91,48 @@ fn found(answer: &RouteNetlinkMessage, index: u32) -> Option<IpNet> {
     // For IPv4 `IFA_LOCAL` is the link's own address; IPv6 has only `IFA_ADDRESS`.
     let own = attribute(attributes, libc::IFA_LOCAL).or_else(|| attribute(attributes, libc::IFA_ADDRESS))?;
     IpNet::new(from_octets(own)?, prefix_len).ok()
+}
+
+/// How long duplicate address detection may take: a second of probing after at most one of random delay, unless
+/// somebody changed the namespace's switches.
+const DETECTION_LIMIT: Duration = Duration::from_secs(10);
+
+/// Waits until the kernel has found nobody else with one of the IPv6 addresses of link `index` among `addresses`.
+pub(crate) fn wait_until_verified(
+    socket: &mut RouteSocket,
+    namespace: &Namespace,
+    index: u32,
+    addresses: &[IpAddr],
+) -> Result<(), NamespaceError> {
+    // Before the first look: what happens after it makes an event.
+    let events = namespace.within(Events::of_ipv6_addresses)??;
+    let deadline = Instant::now() + DETECTION_LIMIT;
+    while !is_verified(socket, index, addresses)? {
+        if !events.wait(deadline)? {
+            let doing = "wait for the end of duplicate address detection";
+            return Err(KernelError::new(doing, Errno::ETIMEDOUT).into());
+        }
+    }
+    Ok(())
+}
+
+fn is_verified(socket: &mut RouteSocket, index: u32, addresses: &[IpAddr]) -> Result<bool, KernelError> {
+    let fixed = fixed(family(Ipv6Addr::UNSPECIFIED.into()), 0, index);
+    let list = RouteNetlinkMessage::new(libc::RTM_GETADDR, &fixed, &Attributes::new());
+    let answers = socket.dump("list the addresses of a link", &list)?;
+    let mut is_verified = true;
+    for answer in answers {
+        let Some(own) = found(&answer, index).map(|own| own.addr()).filter(|own| addresses.contains(own)) else {
+            continue;
+        };
+        let told = answer.parts::<8>(libc::RTM_NEWADDR).map(|(_, told)| told).unwrap_or_default();
+        let flags = attribute(told, libc::IFA_FLAGS).and_then(native).unwrap_or_default();
+        if flags & libc::IFA_F_DADFAILED != 0 {
+            return Err(KernelError::new(format!("use the address {own}, which somebody else has"), Errno::EADDRINUSE));
+        }
+        is_verified &= flags & libc::IFA_F_TENTATIVE == 0;
+    }
+    Ok(is_verified)
 }
 
 /// The number of the address's family.

@@ -26,10 +26,15 @@ pub(crate) enum BridgeError {
          or set forceAddress"
     )]
     OtherAddress { name: String, wanted: IpNet, found: IpNet },
+    #[error(
+        "the bridge {name} does not keep VLANs apart; on a kernel that can (CONFIG_BRIDGE_VLAN_FILTERING) this makes it: \
+         ip link set {name} type bridge vlan_filtering 1"
+    )]
+    NoVlans { name: String },
 }
 
 /// The kernel's name for this kind of link.
-const KIND: &str = "bridge";
+pub(super) const KIND: &str = "bridge";
 
 /// A new bridge's MTU unless the config has one: Ethernet's, and the kernel's own default.
 pub(crate) const DEFAULT_MTU: u32 = 1500;
@@ -50,6 +55,7 @@ pub(crate) fn ensure(
     network: &str,
     mac: Mac,
     mtu: Option<u32>,
+    filters_vlans: bool,
 ) -> Result<Link, BridgeError> {
     let mtu = mtu.unwrap_or(DEFAULT_MTU);
     match find(socket, name)? {
@@ -60,7 +66,7 @@ pub(crate) fn ensure(
             return Ok(found);
         }
         Some(_) => {}
-        None => create(socket, name, mac, unpinned(mtu))?,
+        None => create(socket, name, mac, unpinned(mtu), filters_vlans)?,
     }
     // A Pod must not be able to configure the host by router advertisements.
     sysctl::ensure_if_present(&format!("ipv6/conf/{name}/accept_ra"), "0")?;
@@ -80,19 +86,40 @@ fn unpinned(mtu: u32) -> u32 {
     if mtu < 65535 { mtu + 1 } else { mtu - 1 }
 }
 
-fn create(socket: &mut RouteSocket, name: &str, mac: Mac, mtu: u32) -> Result<(), KernelError> {
+fn create(socket: &mut RouteSocket, name: &str, mac: Mac, mtu: u32, filters_vlans: bool) -> Result<(), KernelError> {
+    let mut info = Attributes::new().text(libc::IFLA_INFO_KIND, KIND);
+    let mut kind = "bridge";
+    if filters_vlans {
+        info = info.nest(libc::IFLA_INFO_DATA, &Attributes::new().bytes(link::IFLA_BR_VLAN_FILTERING, &[1]));
+        kind = "bridge with VLANs";
+    }
     let attributes = Attributes::new()
         .text(libc::IFLA_IFNAME, name)
         .bytes(libc::IFLA_ADDRESS, &mac.0)
         .native(libc::IFLA_MTU, mtu)
-        .nest(libc::IFLA_LINKINFO, &Attributes::new().text(libc::IFLA_INFO_KIND, KIND));
+        .nest(libc::IFLA_LINKINFO, &info);
     let create = link::message(libc::RTM_NEWLINK, 0, State::Kept, &attributes);
-    match socket.request(format!("create the bridge {name}"), create, NLM_F_CREATE | NLM_F_EXCL) {
+    match socket.request(format!("create the {kind} {name}"), create, NLM_F_CREATE | NLM_F_EXCL) {
         Ok(_) => Ok(()),
         // Another network's ADD made it since we looked.
         Err(error) if error.errno() == Some(Errno::EEXIST) => Ok(()),
         Err(error) => Err(error),
     }
+}
+
+/// Refuses a bridge that doesn't keep VLANs apart: whoever is on it would be in one network.
+pub(crate) fn require_vlans(bridge: &Link) -> Result<(), BridgeError> {
+    if bridge.filters_vlans { Ok(()) } else { Err(BridgeError::NoVlans { name: bridge.name.clone() }) }
+}
+
+/// Sees that the bridge takes every frame, to whomever it is sent.
+pub(crate) fn ensure_promiscuous(socket: &mut RouteSocket, bridge: &Link) -> Result<(), KernelError> {
+    if bridge.promiscuous {
+        return Ok(());
+    }
+    let message = link::message(libc::RTM_SETLINK, bridge.index, State::Promiscuous, &Attributes::new());
+    socket.request(format!("make {} promiscuous", bridge.name), message, 0)?;
+    Ok(())
 }
 
 /// The bridge called `name`, if there is one.

@@ -7,8 +7,9 @@ use nix::errno::Errno;
 use super::{
     KernelError, RouteSocket,
     attribute::{Attributes, attribute, attributes, native, text},
+    bridge,
     message::RouteNetlinkMessage,
-    netlink::LinkEvents,
+    netlink::Events,
 };
 
 /// The length of `ifinfomsg` (linux/rtnetlink.h).
@@ -17,11 +18,17 @@ const FIXED: usize = 16;
 /// `IFF_UP` (linux/if.h).
 const UP: u32 = 1;
 
+/// `IFF_PROMISC` there.
+const PROMISCUOUS: u32 = 0x100;
+
 /// `IF_OPER_UP` there: RFC 2863's ifOperStatus "up".
 const IF_OPER_UP: u8 = 6;
 
 /// `RTEXT_FILTER_SKIP_STATS` (linux/rtnetlink.h).
 const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
+
+/// Of a bridge (linux/if_link.h): whether it keeps VLANs apart.
+pub(crate) const IFLA_BR_VLAN_FILTERING: u16 = 7;
 
 /// Of a bridge port (linux/if_link.h): whether it sends frames back to where they came from.
 pub(crate) const IFLA_BRPORT_MODE: u16 = 4;
@@ -29,23 +36,28 @@ pub(crate) const IFLA_BRPORT_MODE: u16 = 4;
 /// Of a bridge port (linux/if_link.h): whether it exchanges no frames with other such ports.
 pub(crate) const IFLA_BRPORT_ISOLATED: u16 = 33;
 
-/// What a message says of the link's being up.
+/// What a message says of the link's flags.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
     /// It stays as it is.
     Kept,
     /// Set it up.
     Up,
+    /// Have it take every frame, whether it is up or not.
+    Promiscuous,
 }
 
 /// `ifinfomsg`: family, type, index, flags, and which of the flags are meant.
 pub(crate) fn fixed(index: u32, state: State) -> [u8; FIXED] {
     let mut fixed = [0; FIXED];
     fixed[4..8].copy_from_slice(&index.to_ne_bytes());
-    if state == State::Up {
-        fixed[8..12].copy_from_slice(&UP.to_ne_bytes());
-        fixed[12..].copy_from_slice(&UP.to_ne_bytes());
-    }
+    let flag = match state {
+        State::Kept => 0,
+        State::Up => UP,
+        State::Promiscuous => PROMISCUOUS,
+    };
+    fixed[8..12].copy_from_slice(&flag.to_ne_bytes());
+    fixed[12..].copy_from_slice(&flag.to_ne_bytes());
     fixed
 }
 
@@ -72,6 +84,10 @@ pub(crate) struct Link {
     pub(crate) kind: String,
     /// Whether a bridge port sends frames back to where they came from.
     pub(crate) hairpin: bool,
+    /// Whether somebody asked it to take every frame.
+    pub(crate) promiscuous: bool,
+    /// Whether it is a bridge that keeps VLANs apart.
+    pub(crate) filters_vlans: bool,
     /// Its namespace's switch `disable_ipv6`.
     pub(crate) ipv6_disabled: bool,
 }
@@ -81,7 +97,9 @@ impl Link {
     fn from_message(answer: &RouteNetlinkMessage) -> Option<Self> {
         let (fixed, told) = answer.parts::<FIXED>(libc::RTM_NEWLINK)?;
         let field = |at: usize| fixed.get(at..at + 4).and_then(native).unwrap_or_default();
-        let mut link = Self { index: field(4), up: field(8) & UP != 0, ..Self::default() };
+        let flags = field(8);
+        let mut link =
+            Self { index: field(4), up: flags & UP != 0, promiscuous: flags & PROMISCUOUS != 0, ..Self::default() };
         for (kind, value) in attributes(told) {
             match kind {
                 libc::IFLA_IFNAME => link.name = text(value),
@@ -95,6 +113,8 @@ impl Link {
                     link.kind = attribute(value, libc::IFLA_INFO_KIND).map(text).unwrap_or_default();
                     let port = attribute(value, libc::IFLA_INFO_SLAVE_DATA).unwrap_or_default();
                     link.hairpin = attribute(port, IFLA_BRPORT_MODE) == Some(&[1]);
+                    let own = attribute(value, libc::IFLA_INFO_DATA).filter(|_| link.kind == bridge::KIND);
+                    link.filters_vlans = own.and_then(|own| attribute(own, IFLA_BR_VLAN_FILTERING)) == Some(&[1]);
                 }
                 _ => {}
             }
@@ -115,22 +135,24 @@ fn disables_ipv6(families: &[u8]) -> bool {
 
 /// The link called `name`, if there is one.
 pub(crate) fn find(socket: &mut RouteSocket, name: &str) -> Result<Option<Link>, KernelError> {
-    // Counters are summed up over all CPUs, for nobody.
-    let attributes =
-        Attributes::new().text(libc::IFLA_IFNAME, name).native(libc::IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS);
-    let message = message(libc::RTM_GETLINK, 0, State::Kept, &attributes);
-    match socket.request(format!("look up the link {name}"), message, 0) {
-        Ok(answers) => Ok(answers.iter().find_map(Link::from_message)),
-        Err(error) if error.errno() == Some(Errno::ENODEV) => Ok(None),
-        Err(error) => Err(error),
-    }
+    get(socket, format!("look up the link {name}"), 0, Attributes::new().text(libc::IFLA_IFNAME, name))
 }
 
-/// The link with this index, if there is one.
+/// The link with the number `index`, if there is one.
 pub(crate) fn find_by_index(socket: &mut RouteSocket, index: u32) -> Result<Option<Link>, KernelError> {
-    let attributes = Attributes::new().native(libc::IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS);
+    get(socket, format!("look up the link with the number {index}"), index, Attributes::new())
+}
+
+fn get(
+    socket: &mut RouteSocket,
+    doing: String,
+    index: u32,
+    attributes: Attributes,
+) -> Result<Option<Link>, KernelError> {
+    // Counters are summed up over all CPUs, for nobody.
+    let attributes = attributes.native(libc::IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS);
     let message = message(libc::RTM_GETLINK, index, State::Kept, &attributes);
-    match socket.request(format!("look up the link with index {index}"), message, 0) {
+    match socket.request(doing, message, 0) {
         Ok(answers) => Ok(answers.iter().find_map(Link::from_message)),
         Err(error) if error.errno() == Some(Errno::ENODEV) => Ok(None),
         Err(error) => Err(error),
@@ -149,7 +171,7 @@ pub(crate) fn wait_until_running(socket: &mut RouteSocket, name: &str) -> Result
     if is_running(socket)? {
         return Ok(());
     }
-    let events = LinkEvents::open()?;
+    let events = Events::of_links()?;
     let deadline = Instant::now() + CARRIER_LIMIT;
     // Asked again after the subscription: what happened before it makes no event.
     while !is_running(socket)? {
@@ -205,7 +227,7 @@ mod tests {
     fn events_are_told_and_a_deadline_is_kept() {
         skip_unless!(is_root(), "needs root to make a network namespace");
         let namespace = Netns::new().unwrap();
-        let events = namespace.run(|| LinkEvents::open().unwrap());
+        let events = namespace.run(|| Events::of_links().unwrap());
         assert!(!events.wait(Instant::now()).unwrap());
         assert!(namespace.command("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
         assert!(events.wait(Instant::now() + CARRIER_LIMIT).unwrap());

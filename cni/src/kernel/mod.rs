@@ -1,6 +1,7 @@
 //! The side with effects: links, addresses, routes, rules and kernel switches, over netlink and procfs.
 
 pub(crate) mod address;
+pub(crate) mod announce;
 mod attribute;
 pub(crate) mod bridge;
 pub(crate) mod conntrack;
@@ -16,8 +17,10 @@ pub(crate) mod ports;
 pub(crate) mod route;
 pub(crate) mod rules;
 pub(crate) mod shaping;
+pub(crate) mod source_rule;
 pub(crate) mod spoofing;
 pub(crate) mod sysctl;
 pub(crate) mod veth;
+pub(crate) mod vlan;
 
 pub(crate) use netlink::{KernelError, NetfilterSocket, RouteSocket, Step};

@@ -150,21 +150,29 @@ impl NetfilterSocket {
     }
 }
 
-/// Told of each change of a link in the namespace in which it was opened.
-pub(crate) struct LinkEvents(Socket);
+/// Told of each change of one kind of object in the namespace in which it was opened.
+pub(crate) struct Events(Socket);
 
-impl LinkEvents {
-    pub(crate) fn open() -> Result<Self, KernelError> {
-        let failed = |error| KernelError::new("subscribe to link events", error);
+impl Events {
+    pub(crate) fn of_links() -> Result<Self, KernelError> {
+        Self::open(libc::RTNLGRP_LINK)
+    }
+
+    pub(crate) fn of_ipv6_addresses() -> Result<Self, KernelError> {
+        Self::open(libc::RTNLGRP_IPV6_IFADDR)
+    }
+
+    fn open(group: u32) -> Result<Self, KernelError> {
+        let failed = |error| KernelError::new("subscribe to the kernel's events", error);
         let mut socket = Socket::new(NETLINK_ROUTE).map_err(failed)?;
         socket.bind_auto().map_err(failed)?;
-        socket.add_membership(libc::RTNLGRP_LINK).map_err(failed)?;
+        socket.add_membership(group).map_err(failed)?;
         Ok(Self(socket))
     }
 
     /// Waits for an event, and takes it; `false` if there was none until `deadline`.
     pub(crate) fn wait(&self, deadline: Instant) -> Result<bool, KernelError> {
-        let failed = |error| KernelError::new("wait for a link event", error);
+        let failed = |error| KernelError::new("wait for an event of the kernel", error);
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             // Rounded up, so that the last part of a millisecond isn't spent turning round.

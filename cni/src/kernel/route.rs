@@ -1,6 +1,6 @@
 //! Routes inside a container.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use nix::errno::Errno;
@@ -9,6 +9,7 @@ use super::{
     KernelError, RouteSocket,
     address::{family, from_octets, octets},
     attribute::{Attributes, attribute, native},
+    link,
     message::RouteNetlinkMessage,
 };
 use crate::config::route::{Route, ipv6_default};
@@ -30,6 +31,11 @@ const RTAX_ADVMSS: u16 = 8;
 
 /// The message that adds `route`, whose gateway has been filled in, by link `index`.
 pub(crate) fn add(index: u32, route: &Route) -> RouteNetlinkMessage {
+    add_from(index, route, None)
+}
+
+/// The same; `source` is what packets that have none yet get.
+pub(crate) fn add_from(index: u32, route: &Route, source: Option<IpAddr>) -> RouteNetlinkMessage {
     let scope = match (route.scope, route.gw) {
         (Some(scope), _) => scope,
         (None, Some(_)) => libc::RT_SCOPE_UNIVERSE,
@@ -43,6 +49,9 @@ pub(crate) fn add(index: u32, route: &Route) -> RouteNetlinkMessage {
     }
     if let Some(gateway) = route.gw {
         attributes = attributes.bytes(libc::RTA_GATEWAY, &octets(gateway));
+    }
+    if let Some(source) = source {
+        attributes = attributes.bytes(libc::RTA_PREFSRC, &octets(source));
     }
     let metrics = Attributes::new().optional(RTAX_MTU, route.mtu).optional(RTAX_ADVMSS, route.advmss);
     attributes = attributes.native(libc::RTA_OIF, index).optional(libc::RTA_PRIORITY, route.priority);
@@ -72,6 +81,21 @@ pub(crate) fn link_towards(socket: &mut RouteSocket, address: IpAddr) -> Result<
         let (_, told) = answer.parts::<FIXED>(libc::RTM_NEWROUTE)?;
         attribute(told, libc::RTA_OIF).and_then(native)
     }))
+}
+
+/// The MTU of the link by which packets leave the node; `None` on one without a default route.
+pub(crate) fn way_out_mtu(socket: &mut RouteSocket) -> Result<Option<u32>, KernelError> {
+    /// In TEST-NET-2 (RFC 5737) and the documentation's prefix (RFC 3849): only a default route leads there.
+    const ELSEWHERE: [IpAddr; 2] =
+        [IpAddr::V4(Ipv4Addr::new(198, 51, 100, 1)), IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 1))];
+    for address in ELSEWHERE {
+        if let Some(index) = link_towards(socket, address)?
+            && let Some(link) = link::find_by_index(socket, index)?
+        {
+            return Ok(Some(link.mtu));
+        }
+    }
+    Ok(None)
 }
 
 /// A route as the kernel has it.

@@ -45,20 +45,24 @@ pub(crate) fn create(
         .bytes(libc::IFLA_ADDRESS, &pair.container_mac.0)
         .native(libc::IFLA_MTU, pair.mtu)
         .native(libc::IFLA_NET_NS_FD, namespace.file().as_raw_fd().cast_unsigned());
-    let peer = [&link::fixed(0, State::Kept), peer.as_bytes()].concat();
-    let kind = Attributes::new()
-        .text(libc::IFLA_INFO_KIND, "veth")
-        .nest(libc::IFLA_INFO_DATA, &Attributes::new().bytes(VETH_INFO_PEER, &peer));
     let host = Attributes::new()
         .text(libc::IFLA_IFNAME, pair.host_name)
         .bytes(libc::IFLA_ADDRESS, &pair.host_mac.0)
         .native(libc::IFLA_MTU, pair.mtu)
         .optional(libc::IFLA_MASTER, bridge)
-        .nest(libc::IFLA_LINKINFO, &kind);
+        .nest(libc::IFLA_LINKINFO, &kind(&peer));
     let doing = format!("create the veth pair {} and {}", pair.host_name, pair.container_name);
     let message = link::message(libc::RTM_NEWLINK, 0, State::Up, &host);
     socket.request(doing, message, NLM_F_CREATE | NLM_F_EXCL)?;
     Ok(())
+}
+
+/// The `IFLA_LINKINFO` of one end of a pair; `peer` are the attributes of the other.
+pub(super) fn kind(peer: &Attributes) -> Attributes {
+    let peer = [&link::fixed(0, State::Kept), peer.as_bytes()].concat();
+    Attributes::new()
+        .text(libc::IFLA_INFO_KIND, "veth")
+        .nest(libc::IFLA_INFO_DATA, &Attributes::new().bytes(VETH_INFO_PEER, &peer))
 }
 
 /// What a bridge does with the frames of one port.

@@ -2,3 +2,4 @@
 
 pub(crate) mod allocate;
 pub(crate) mod naming;
+pub(crate) mod source_routing;

@@ -33,6 +33,11 @@ pub(crate) fn shaping_interface(network: &str, key: &AttachmentKey) -> String {
     format!("ks{:013x}", hash(&["shaping", network, &key.container_id, &key.ifname]) >> 12)
 }
 
+/// The name of the bridge's port that a VLAN's gateway, the link called `gateway`, is tied to.
+pub(crate) fn gateway_port(gateway: &str) -> String {
+    format!("kg{:013x}", hash(&["gateway", gateway]) >> 12)
+}
+
 /// The Ethernet address of a link on the host that an attachment has for itself.
 pub(crate) fn host_mac(host_interface: &str) -> Mac {
     hashed_mac(&["host", host_interface])

@@ -11,8 +11,8 @@ use serde_json::Value;
 use super::{
     check,
     delegate::{Delegate, DelegateError},
-    rules,
-    wire::{Wire, Wired, masqueraded},
+    rules, source_routing,
+    wire::{Wire, Wired, gateway_link, masqueraded},
 };
 use crate::{
     config::{
@@ -100,6 +100,7 @@ pub(super) fn undo(store: &Store, host: &mut RouteSocket, record: &Record) -> Re
     if let Some(name) = &record.shaping_interface {
         link::delete(host, name)?;
     }
+    source_routing::undo(record)?;
     store.release(record)?;
     Ok(())
 }
@@ -132,6 +133,7 @@ impl Addition<'_> {
             masquerade: self.attachment.masquerade,
             ports: self.attachment.ports.clone(),
             spoof_check: self.attachment.spoof_check,
+            container_down: self.attachment.options.is_left_down,
             bandwidth: self.attachment.bandwidth,
             shaping_interface: self
                 .attachment
@@ -160,6 +162,14 @@ impl Addition<'_> {
             store.write(record)?;
         }
         record.routes = routes.iter().map(|route| with_gateway(route, record)).collect();
+        let _lock = match self.attachment.options.source_routing {
+            None => None,
+            Some(routing) => {
+                let lock = source_routing::choose(&mut self.wire, routing, record)?;
+                store.write(record)?;
+                lock
+            }
+        };
         record.dns = if self.attachment.dns.is_empty() { ipam_dns } else { self.attachment.dns.clone() };
         self.refuse_unspeakable(record)?;
         if self.attachment.masquerade && self.attachment.asks_for_iptables {
@@ -221,10 +231,14 @@ impl Addition<'_> {
     fn repeat(&mut self, record: &Record) -> Result<Value, Failure> {
         let differences = check::compare_with_record(record, &mut self.wire.host, &mut self.wire.inside)?;
         let bridge = bridge::find(&mut self.wire.host, &record.bridge)?;
+        let gateway = match gateway_link(&self.attachment) {
+            Some(name) => link::find(&mut self.wire.host, &name)?,
+            None => None,
+        };
         let container = link::find(&mut self.wire.inside, &record.key.ifname)?;
         match container {
             Some(container) if differences.is_empty() => {
-                Ok(self.result(record, &Wired { bridge, container }).to_json(self.config.version))
+                Ok(self.result(record, &Wired { bridge, container, gateway }).to_json(self.config.version))
             }
             _ => Err(Failure::AttachmentDiffers(differences)),
         }
@@ -250,6 +264,7 @@ impl Addition<'_> {
         interfaces.push(interface(&record.key.ifname, &record.container_mac, mtu, &sandbox));
         let container = interfaces.len() - 1;
         // What else there is comes after those.
+        interfaces.extend(wired.gateway.as_ref().map(|link| interface(&link.name, &mac_of(link), link.mtu, "")));
         interfaces.extend(record.shaping_interface.as_ref().map(|name| {
             let mac = naming::host_mac(name).to_string();
             interface(name, &mac, mtu, "")
@@ -290,6 +305,8 @@ pub(super) fn new_record(config: &NetworkConfig, call: &AttachmentCall, store: &
         ports: Vec::new(),
         bandwidth: None,
         shaping_interface: None,
+        container_down: false,
+        source_tables: None,
         spoof_check: false,
         // A clock before 1970 is told as 1970.
         created_at_seconds: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),

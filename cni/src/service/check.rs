@@ -7,8 +7,8 @@ use keelson_host::Problem;
 
 use super::{
     delegate::Delegate,
-    rules,
-    wire::{container_routes, gateways, masqueraded},
+    rules, source_routing,
+    wire::{gateway_link, gateways, masqueraded, own_routes},
 };
 use crate::{
     config::{
@@ -16,14 +16,15 @@ use crate::{
         network::{Attachment, NetworkConfig},
         result::{CniResult, Interface},
         route::Route,
+        sysctl::Switch,
     },
     error::Failure,
     kernel::{
-        RouteSocket, address, bridge,
+        KernelError, RouteSocket, address, bridge,
         link::{self, Link},
         netns::Namespace,
         route::{self, FoundRoute},
-        shaping, sysctl,
+        shaping, sysctl, vlan,
     },
     store::{Kind, Record, Store},
 };
@@ -48,6 +49,7 @@ pub(super) fn check(config: &NetworkConfig, call: &AttachmentCall) -> Result<(),
     let mut differences = compare_with_record(&record, &mut host, &mut inside)?;
     differences.extend(compare_with_result(&record, &previous, &namespace, &mut inside)?);
     differences.extend(compare_network(&attachment, &record, &mut host)?);
+    differences.extend(compare_switches(&attachment.options.switches, &record.key.ifname, &namespace)?);
     // Record and result mostly want the same.
     let mut told = HashSet::new();
     differences.retain(|difference| told.insert(difference.clone()));
@@ -91,13 +93,14 @@ pub(super) fn compare_with_record(
         differences.push(format!("the container has no interface {ifname}"));
         return Ok(differences);
     };
-    if !container.up {
+    if !container.up && !record.container_down {
         differences.push(format!("{ifname} is down"));
     }
     compare_mac(&container, &record.container_mac, &mut differences);
     let wanted: Vec<IpNet> = record.addresses.iter().map(|lease| lease.address).collect();
     compare_addresses(inside, &container, &wanted, &mut differences)?;
-    let mut wanted = if record.kind == Kind::Routed { container_routes(record) } else { Vec::new() };
+    differences.extend(source_routing::differences(record, inside)?);
+    let mut wanted = own_routes(record);
     wanted.extend(record.routes.iter().cloned());
     compare_routes(&route::all(inside)?, &container, &wanted, &mut differences);
     Ok(differences)
@@ -188,14 +191,22 @@ fn compare_network(attachment: &Attachment, record: &Record, host: &mut RouteSoc
             }
         }
     }
+    if let Some(vlans) = &attachment.options.vlans {
+        differences.extend(vlan::differences(host, &record.host_interface, vlans)?);
+    }
+    if attachment.options.is_promiscuous
+        && bridge::find(host, &record.bridge)?.is_some_and(|bridge| !bridge.promiscuous)
+    {
+        differences.push(format!("the bridge {} is not promiscuous", record.bridge));
+    }
     if attachment.is_gateway
-        && let Some(name) = &attachment.bridge
+        && let Some(name) = gateway_link(attachment).as_ref().or(attachment.bridge.as_ref())
         && let Some(bridge) = link::find(host, name)?
     {
         let found = address::of_link(host, bridge.index)?;
         for gateway in gateways(attachment, &record.addresses) {
             if !bridge::has_address(&found, gateway.addr()) {
-                differences.push(format!("the bridge {name} lacks the gateway address {}", gateway.addr()));
+                differences.push(format!("{name} lacks the gateway address {}", gateway.addr()));
             }
         }
     }
@@ -203,6 +214,22 @@ fn compare_network(attachment: &Attachment, record: &Record, host: &mut RouteSoc
         differences.extend(rules::masquerade_differences(&masqueraded(attachment, &record.addresses))?);
     }
     Ok(differences)
+}
+
+fn compare_switches(switches: &[Switch], ifname: &str, namespace: &Namespace) -> Result<Vec<String>, Failure> {
+    let compare = |switch: &Switch| {
+        let path = switch.path(ifname);
+        let found = sysctl::read(&path)?;
+        // The kernel separates the numbers of a list by tabs.
+        let is_wanted = found.split_whitespace().eq(switch.value.split_whitespace());
+        Ok((!is_wanted).then(|| format!("/proc/sys/net/{path} is {found} instead of {}", switch.value)))
+    };
+    if switches.is_empty() {
+        return Ok(Vec::new());
+    }
+    let found: Result<Vec<Option<String>>, KernelError> =
+        namespace.within(|| switches.iter().map(compare).collect())?;
+    Ok(found?.into_iter().flatten().collect())
 }
 
 fn compare_mac(link: &Link, wanted: &str, differences: &mut Vec<String>) {

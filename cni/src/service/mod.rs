@@ -8,6 +8,7 @@ mod gc;
 mod ipam;
 mod portmap;
 mod rules;
+mod source_routing;
 mod status;
 mod version;
 mod wire;

@@ -7,17 +7,22 @@ use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE}
 use nix::errno::Errno;
 
 use crate::{
-    config::{network::Attachment, route::Route},
+    config::{
+        link_options::gateway_name, mac::Mac, network::Attachment, route::Route, sysctl::Switch, vlan::DEFAULT_VLAN,
+    },
     error::Failure,
     kernel::{
-        KernelError, RouteSocket, Step, address, bridge,
+        KernelError, RouteSocket, Step,
+        address::{self, AddressOptions},
+        announce, bridge,
         link::{self, Link},
         netns::Namespace,
-        route, shaping, sysctl,
+        route, shaping, source_rule, sysctl,
         veth::{self, PortFlags, VethPair},
+        vlan::{self, Gateway},
     },
     policy::naming,
-    store::{Lease, Record, Store, describe},
+    store::{Kind, Lease, Record, Store, describe},
 };
 
 /// The two ends of what is made: the node's namespace and the container's.
@@ -32,6 +37,8 @@ pub(super) struct Wired {
     /// `None` in routed mode.
     pub(super) bridge: Option<Link>,
     pub(super) container: Link,
+    /// What carries the gateways' addresses instead of the bridge: in a VLAN.
+    pub(super) gateway: Option<Link>,
 }
 
 impl Wire {
@@ -45,11 +52,15 @@ impl Wire {
         let first = record.addresses.first().map(|lease| lease.address.addr());
         let container_mac = attachment.mac.unwrap_or_else(|| naming::container_mac(first, &record.host_interface));
         record.container_mac = container_mac.to_string();
-        let bridge = match &attachment.bridge {
-            None => None,
-            Some(name) => Some(self.make_bridge(store, attachment, name, &record.addresses)?),
+        let asked_mtu = self.asked_mtu(attachment)?;
+        let (bridge, gateway) = match &attachment.bridge {
+            None => (None, None),
+            Some(name) => {
+                let (bridge, gateway) = self.make_bridge(store, attachment, name, asked_mtu, &record.addresses)?;
+                (Some(bridge), gateway)
+            }
         };
-        let mtu = attachment.mtu.or(bridge.as_ref().map(|bridge| bridge.mtu)).unwrap_or(bridge::DEFAULT_MTU);
+        let mtu = asked_mtu.or(bridge.as_ref().map(|bridge| bridge.mtu)).unwrap_or(bridge::DEFAULT_MTU);
         record.mtu = Some(mtu);
         let pair = VethPair {
             host_name: &record.host_interface,
@@ -62,19 +73,27 @@ impl Wire {
         let alias = format!("{}:{}", bridge::alias(&record.network), describe(record));
         let port = bridge.is_some().then_some(PortFlags { hairpin: attachment.hairpin, isolated: attachment.isolated });
         veth::configure_host_end(&mut self.host, &record.host_interface, &alias, port)?;
-        let is_routed = bridge.is_none();
-        if is_routed {
+        if let Some(vlans) = &attachment.options.vlans {
+            vlan::set(&mut self.host, &record.host_interface, vlans)?;
+        }
+        if bridge.is_none() {
             self.route_to_container(record)?;
         }
         self.shape(record)?;
-        let container = self.configure_container_end(record, is_routed)?;
-        link::wait_until_running(&mut self.host, &record.host_interface)?;
+        let container = self.configure_container_end(attachment, record)?;
+        self.set_switches(&attachment.options.switches, &record.key.ifname)?;
+        if !record.container_down {
+            link::wait_until_running(&mut self.host, &record.host_interface)?;
+            if bridge.is_some() {
+                self.announce(record, &container, container_mac)?;
+            }
+        }
         let bridge = match bridge {
             None => None,
             // The first port brings the bridge to life; one with spanning tree takes its time, for which nobody waits.
             Some(bridge) => Some(link::find(&mut self.host, &record.bridge)?.unwrap_or(bridge)),
         };
-        Ok(Wired { bridge, container })
+        Ok(Wired { bridge, container, gateway })
     }
 
     fn make_bridge(
@@ -82,16 +101,67 @@ impl Wire {
         store: &Store,
         attachment: &Attachment,
         name: &str,
+        mtu: Option<u32>,
         leases: &[Lease],
-    ) -> Result<Link, Failure> {
+    ) -> Result<(Link, Option<Link>), Failure> {
+        let options = &attachment.options;
         let mac = naming::bridge_mac(store.boot_id(), name);
-        let bridge = bridge::ensure(&mut self.host, name, store.network(), mac, attachment.mtu)?;
-        if attachment.is_gateway {
-            let gateways = gateways(attachment, leases);
-            bridge::ensure_addresses(&mut self.host, &bridge, &gateways, attachment.force_address)?;
-            ensure_forwarding(gateways.iter().map(IpNet::addr))?;
+        let bridge = bridge::ensure(&mut self.host, name, store.network(), mac, mtu, options.vlans.is_some())?;
+        if options.vlans.is_some() {
+            bridge::require_vlans(&bridge)?;
         }
-        Ok(bridge)
+        if options.is_promiscuous {
+            bridge::ensure_promiscuous(&mut self.host, &bridge)?;
+        }
+        let gateways = if attachment.is_gateway { gateways(attachment, leases) } else { Vec::new() };
+        let gateway = match (gateway_link(attachment), &options.vlans) {
+            (Some(name), Some(vlans)) if !gateways.is_empty() => {
+                let port = naming::gateway_port(&name);
+                let pair = Gateway {
+                    mac: naming::bridge_mac(store.boot_id(), &name),
+                    port_mac: naming::host_mac(&port),
+                    name: &name,
+                    port: &port,
+                };
+                Some(vlan::ensure_gateway(&mut self.host, &pair, &bridge, store.network(), vlans)?)
+            }
+            _ => None,
+        };
+        let holder = gateway.as_ref().unwrap_or(&bridge);
+        bridge::ensure_addresses(&mut self.host, holder, &gateways, attachment.force_address)?;
+        ensure_forwarding(gateways.iter().map(IpNet::addr))?;
+        Ok((bridge, gateway))
+    }
+
+    /// The MTU that the config asks for; an automatic one only counts where no bridge has one.
+    fn asked_mtu(&mut self, attachment: &Attachment) -> Result<Option<u32>, Failure> {
+        let has_bridge = match &attachment.bridge {
+            Some(name) if attachment.options.has_automatic_mtu => bridge::find(&mut self.host, name)?.is_some(),
+            _ => false,
+        };
+        if attachment.options.has_automatic_mtu && !has_bridge {
+            return Ok(route::way_out_mtu(&mut self.host)?);
+        }
+        Ok(attachment.mtu)
+    }
+
+    fn set_switches(&mut self, switches: &[Switch], ifname: &str) -> Result<(), Failure> {
+        if switches.is_empty() {
+            return Ok(());
+        }
+        let set = || switches.iter().try_for_each(|switch| sysctl::ensure(&switch.path(ifname), &switch.value));
+        Ok(self.namespace.within(set)??)
+    }
+
+    /// Tells the neighbours of addresses that may have had another Ethernet address with another container.
+    fn announce(&mut self, record: &Record, container: &Link, mac: Mac) -> Result<(), Failure> {
+        let addresses = record.addresses.iter().map(|lease| lease.address.addr());
+        let is_news = |address: &IpAddr| naming::container_mac(Some(*address), &record.host_interface) != mac;
+        let news: Vec<IpAddr> = addresses.filter(is_news).collect();
+        if news.is_empty() {
+            return Ok(());
+        }
+        Ok(announce::announce(&self.namespace, &mut self.inside, container.index, mac, &news)?)
     }
 
     fn make_pair(&mut self, pair: &VethPair<'_>, bridge: Option<&Link>) -> Result<(), Failure> {
@@ -153,10 +223,13 @@ impl Wire {
     }
 
     /// Brings the container's end up, with addresses and routes, in one batch.
-    fn configure_container_end(&mut self, record: &Record, is_routed: bool) -> Result<Link, Failure> {
+    fn configure_container_end(&mut self, attachment: &Attachment, record: &Record) -> Result<Link, Failure> {
         let ifname = &record.key.ifname;
         let link = link::find(&mut self.inside, ifname)?
             .ok_or_else(|| KernelError::new(format!("find {ifname} in the container"), Errno::ENODEV))?;
+        if record.container_down {
+            return Ok(link);
+        }
         if link.ipv6_disabled && record.addresses.iter().any(|lease| lease.address.addr().is_ipv6()) {
             // A namespace whose sysctls disable IPv6 hands that on to new interfaces; this one is asked to have it.
             let switch = format!("ipv6/conf/{ifname}/disable_ipv6");
@@ -167,21 +240,31 @@ impl Wire {
             message: veth::up(link.index),
             flags: 0,
         }];
-        let add_address = if is_routed { address::add_without_route } else { address::add };
+        let detects_duplicates = attachment.options.detects_duplicates;
+        let own_routes = own_routes(record);
+        let options = AddressOptions { without_route: !own_routes.is_empty(), detects_duplicates };
         steps.extend(record.addresses.iter().map(|lease| Step {
             doing: format!("add the address {} to {ifname} in the container", lease.address),
-            message: add_address(link.index, lease.address),
+            message: address::add_with(link.index, lease.address, options),
             flags: NLM_F_CREATE | NLM_F_EXCL,
         }));
-        let own_routes = if is_routed { container_routes(record) } else { Vec::new() };
         steps.extend(own_routes.iter().chain(&record.routes).map(|route| Step {
             doing: format!("add the route to {} in the container", route.dst),
-            message: route::add(link.index, route),
+            message: route::add_from(link.index, route, record.source_hint(route)),
             // Behind a route that another network's attachment has to the same place.
             flags: NLM_F_CREATE | NLM_F_APPEND,
         }));
+        steps.extend(record.source_rules().map(|(source, table)| Step {
+            doing: format!("add the rule from {source} to table {table} in the container"),
+            message: source_rule::add(source, table),
+            flags: NLM_F_CREATE | NLM_F_EXCL,
+        }));
         self.inside.batch(&steps)?;
         link::wait_until_running(&mut self.inside, ifname)?;
+        if detects_duplicates {
+            let addresses: Vec<IpAddr> = record.addresses.iter().map(|lease| lease.address.addr()).collect();
+            address::wait_until_verified(&mut self.inside, &self.namespace, link.index, &addresses)?;
+        }
         Ok(link)
     }
 }
@@ -214,14 +297,27 @@ pub(super) fn host_routes(record: &Record) -> Vec<Route> {
     record.addresses.iter().map(|lease| Route::on_link(lease.address.addr())).collect()
 }
 
-/// The routes that take the place of the subnet's own in routed mode: to the gateway by the link, to the rest of the
-/// subnet by the gateway.
-pub(super) fn container_routes(record: &Record) -> Vec<Route> {
+/// The name of the link that carries the gateways' addresses instead of the bridge, if a VLAN has them.
+pub(super) fn gateway_link(attachment: &Attachment) -> Option<String> {
+    let vlans = attachment.options.vlans.as_ref().filter(|vlans| vlans.untagged != DEFAULT_VLAN)?;
+    attachment.bridge.as_ref().filter(|_| attachment.is_gateway).map(|bridge| gateway_name(bridge, vlans))
+}
+
+/// The routes that take the place of the subnets' own. In routed mode: to the gateway by the link, to the rest of the
+/// subnet by the gateway. With source-based routing: to the subnet by the link, but in the address' table.
+pub(super) fn own_routes(record: &Record) -> Vec<Route> {
     let mut routes = Vec::new();
-    for lease in &record.addresses {
-        let Some(gateway) = lease.gateway else { continue };
-        routes.push(Route::on_link(gateway));
-        routes.push(Route { gw: Some(gateway), ..Route::to(lease.address.trunc()) });
+    for (index, lease) in record.addresses.iter().enumerate() {
+        let subnet = lease.address.trunc();
+        let table = record.moved_table(index);
+        match lease.gateway {
+            Some(gateway) if record.kind == Kind::Routed => {
+                routes.push(Route { table, ..Route::on_link(gateway) });
+                routes.push(Route { gw: Some(gateway), table, ..Route::to(subnet) });
+            }
+            _ if table.is_some() => routes.push(Route { dst: subnet, table, ..Route::on_link(subnet.addr()) }),
+            _ => {}
+        }
     }
     routes
 }

@@ -60,11 +60,33 @@ pub(crate) struct NetworkLock {
 impl NetworkLock {
     /// Waits for the lock on the file at `path`, but not longer than `limit`.
     pub(crate) fn acquire(path: &Path, limit: Duration) -> io::Result<Self> {
-        let lock = |file: &File, mode| match mode {
-            Mode::Try => file.try_lock().map_err(io::Error::from),
-            Mode::Wait => file.lock(),
+        Ok(Self { _file: lock_file(path, limit, lock_whole)? })
+    }
+}
+
+/// The exclusive lock of a container's network namespace, which the reference sbr plugin takes as well. It is that of
+/// the open file, so it is held as long as `file` is open anywhere.
+#[derive(Debug)]
+pub(crate) struct NamespaceLock {
+    _file: File,
+}
+
+impl NamespaceLock {
+    /// Waits for the lock of the namespace that `file` is, but not longer than `limit`.
+    pub(crate) fn acquire(file: &File, limit: Duration) -> io::Result<Self> {
+        let file = file.try_clone()?;
+        let _file = match lock_whole(&file, Mode::Try) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => wait(file, Instant::now() + limit, lock_whole)?,
+            other => other.map(|()| file)?,
         };
-        Ok(Self { _file: lock_file(path, limit, lock)? })
+        Ok(Self { _file })
+    }
+}
+
+fn lock_whole(file: &File, mode: Mode) -> io::Result<()> {
+    match mode {
+        Mode::Try => file.try_lock().map_err(io::Error::from),
+        Mode::Wait => file.lock(),
     }
 }
 

@@ -26,7 +26,7 @@ use keelson_host::{Durability, write_atomic};
 use serde::{Deserialize, Serialize};
 
 use record::OLDEST_VERSION;
-pub(crate) use record::{AttachmentState, Kind, Lease, Record, VERSION};
+pub(crate) use record::{AttachmentState, Kind, Lease, Record, SourceTables, VERSION};
 
 use crate::{
     config::{invocation::AttachmentKey, range::RangeSet},
@@ -35,7 +35,7 @@ use crate::{
         naming::attachment_number,
     },
 };
-pub(crate) use lock::{AttachmentLock, NetworkLock};
+pub(crate) use lock::{AttachmentLock, NamespaceLock, NetworkLock};
 
 /// Why the store could not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -82,6 +82,11 @@ struct AllocatorFile {
     ranges: String,
     #[serde(flatten)]
     cursor: Cursor,
+}
+
+/// Waits until no other process changes the routing of the network namespace that `file` is, opened by `path`.
+pub(crate) fn lock_namespace(file: &fs::File, path: &Path) -> Result<NamespaceLock, StoreError> {
+    NamespaceLock::acquire(file, lock::LIMIT).map_err(unlocked(path))
 }
 
 impl Store {

@@ -88,11 +88,27 @@ pub(crate) struct Record {
     /// The link that what the container sends is shaped on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) shaping_interface: Option<String>,
+    /// Whether the container's interface is left down.
+    #[serde(default)]
+    pub(crate) container_down: bool,
+    /// The routing tables of the addresses, if what is sent from them is routed by its source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) source_tables: Option<SourceTables>,
     /// Whether frames with another Ethernet address than the container's are dropped.
     #[serde(default)]
     pub(crate) spoof_check: bool,
     /// Seconds since 1970, UTC.
     pub(crate) created_at_seconds: u64,
+}
+
+/// Source-based routing: the table of each address, in the addresses' order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SourceTables {
+    pub(crate) tables: Vec<u32>,
+    /// Whether the interface's routes are there instead of in the main table.
+    pub(crate) moved: bool,
+    /// Whether those routes name the address as the source.
+    pub(crate) hints: bool,
 }
 
 /// An address that an attachment holds.
@@ -108,6 +124,25 @@ pub(crate) struct Lease {
 }
 
 impl Record {
+    /// What is to be looked up where: each address, and its table.
+    pub(crate) fn source_rules(&self) -> impl Iterator<Item = (IpAddr, u32)> {
+        let tables = self.source_tables.iter().flat_map(|source| &source.tables);
+        self.addresses.iter().map(|lease| lease.address.addr()).zip(tables.copied())
+    }
+
+    /// The table that the routes of the address at `index` are in, if it isn't the main one.
+    pub(crate) fn moved_table(&self, index: usize) -> Option<u32> {
+        self.source_tables.as_ref().filter(|source| source.moved)?.tables.get(index).copied()
+    }
+
+    /// The source that `route` names: the address whose table it is in.
+    pub(crate) fn source_hint(&self, route: &Route) -> Option<IpAddr> {
+        self.source_tables.as_ref().filter(|source| source.hints)?;
+        let is_ipv4 = route.dst.addr().is_ipv4();
+        let mut rules = self.source_rules().filter(|(source, _)| source.is_ipv4() == is_ipv4);
+        rules.find(|(_, table)| Some(*table) == route.table).map(|(source, _)| source)
+    }
+
     pub(crate) fn holds(&self, address: IpAddr) -> bool {
         self.addresses.iter().any(|lease| lease.address.addr() == address)
     }

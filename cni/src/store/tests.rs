@@ -49,6 +49,8 @@ fn record(store: &Store, id: &str) -> Record {
         ports: Vec::new(),
         bandwidth: None,
         shaping_interface: None,
+        container_down: false,
+        source_tables: None,
         spoof_check: false,
         created_at_seconds: 0,
     }
