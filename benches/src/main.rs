@@ -26,11 +26,14 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    /// CNI ADD and DEL beside the reference bridge and host-local (needs root and Go)
+    /// CNI calls beside the reference plugins and netavark (needs root, Go, nft, strace and, for netavark, protoc)
     Cni {
-        /// How many ADDs and DELs of each plugin and network
-        #[arg(long, default_value_t = 50)]
+        /// How many calls of each program and network
+        #[arg(long, default_value_t = 200)]
         samples: usize,
+        /// Measure only these, all if none is named
+        #[arg(long, value_enum, value_delimiter = ',')]
+        only: Vec<cni::Group>,
     },
     /// RunPodSandbox of a real containerd beside the same (needs root, Go and runc)
     Sandbox {
@@ -53,7 +56,7 @@ enum Format {
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let report = match arguments.what {
-        What::Cni { samples } => cni::measure(samples)?,
+        What::Cni { samples, only } => cni::measure(samples, &only)?,
         What::Sandbox { samples } => sandbox::measure(samples)?,
         What::Sizes => sizes::measure()?,
         What::Memory => tokio::runtime::Runtime::new()?.block_on(memory::measure())?,

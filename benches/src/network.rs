@@ -1,6 +1,6 @@
 //! The two network configurations that are compared: keelson-cni's and the reference's, as alike as can be.
 
-use std::path::Path;
+use std::{net::Ipv4Addr, path::Path};
 
 use serde_json::{Value, json};
 
@@ -12,6 +12,13 @@ pub(crate) const NOTE: &str = "the reference masquerades with its nftables backe
 
 pub(crate) const SPEC_VERSION: &str = "1.0.0";
 
+/// What the network is called.
+pub(crate) const NAME: &str = "bench";
+
+/// Each is a /16.
+pub(crate) const KEELSON_SUBNET: Ipv4Addr = Ipv4Addr::new(10, 98, 0, 0);
+pub(crate) const REFERENCE_SUBNET: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 0);
+
 /// keelson-cni with its built-in IPAM, its records below `state`.
 pub(crate) fn keelson(state: &Path, masquerade: bool) -> Value {
     json!({
@@ -21,7 +28,7 @@ pub(crate) fn keelson(state: &Path, masquerade: bool) -> Value {
         "ipMasq": masquerade,
         "ipam": {
             "type": "keelson-cni",
-            "ranges": [[{"subnet": "10.98.0.0/16"}]],
+            "ranges": [[{"subnet": format!("{KEELSON_SUBNET}/16")}]],
             "routes": [{"dst": "0.0.0.0/0"}],
             "dataDir": state.join("keelson"),
         },
@@ -38,9 +45,14 @@ pub(crate) fn reference(state: &Path, masquerade: bool) -> Value {
         "ipMasqBackend": "nftables",
         "ipam": {
             "type": "host-local",
-            "ranges": [[{"subnet": "10.99.0.0/16"}]],
+            "ranges": [[{"subnet": format!("{REFERENCE_SUBNET}/16")}]],
             "routes": [{"dst": "0.0.0.0/0"}],
             "dataDir": state.join("host-local"),
         },
     })
+}
+
+/// The reference portmap, which goes after the bridge; the host ports of a Pod come with each call.
+pub(crate) fn portmap() -> Value {
+    json!({"type": "portmap", "backend": "nftables"})
 }

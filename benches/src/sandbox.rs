@@ -43,7 +43,7 @@ pub(crate) fn measure(samples: usize) -> Result<Report> {
                 samples,
             ))
         })?;
-        report.comparisons.push(Comparison { what: format!("RunPodSandbox, {variant}"), timings });
+        report.comparisons.push(Comparison::new(format!("RunPodSandbox, {variant}"), timings));
     }
     report.notes = vec![network::NOTE.to_owned()];
     Ok(report)
