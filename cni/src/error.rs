@@ -1,5 +1,7 @@
 //! What can go wrong in a call, and the one place that gives it a code.
 
+use std::{error::Error, io};
+
 use keelson_host::Problem;
 use serde_json::{Value, json};
 
@@ -16,7 +18,7 @@ pub(crate) enum Failure {
     #[error(transparent)]
     Environment(#[from] EnvironmentError),
     #[error("failed to read the network config from stdin: {0}")]
-    Stdin(std::io::Error),
+    Stdin(io::Error),
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// A verb that the config's version of the spec doesn't have.
@@ -146,6 +148,21 @@ impl Failure {
             | Self::Unavailable(_)
             | Self::Degraded(_) => String::new(),
         }
+    }
+
+    /// The error number, if the kernel refused something.
+    pub(crate) fn errno(&self) -> Option<i32> {
+        if let Self::Several(failures) = self {
+            return failures.first().and_then(Self::errno);
+        }
+        let mut error: Option<&dyn Error> = Some(self);
+        while let Some(current) = error {
+            if let Some(error) = current.downcast_ref::<io::Error>() {
+                return error.raw_os_error();
+            }
+            error = current.source();
+        }
+        None
     }
 
     /// Message and details as libcni joins them, for stderr and for lists.

@@ -3,6 +3,7 @@
 //! The executable `keelson-cni` is [`run`] and nothing else. The daemon uses the rest: the `network` section of the
 //! node's config, and [`install`], which puts the executable and a network config where a container runtime finds them.
 
+mod calls;
 mod config;
 mod error;
 mod install;
@@ -11,8 +12,9 @@ mod policy;
 mod service;
 mod store;
 
+pub use calls::{Call, Phase, last_calls};
 pub use config::{NetworkMode, NetworkSection, NetworkSettings};
 pub use install::{
     InstallError, Installed, RestoreError, UninstallError, Uninstalled, install, restore_rules, uninstall,
 };
-pub use service::run;
+pub use service::{GcEntry, GcError, GcOptions, GcReport, collect_garbage, run};

@@ -1,6 +1,6 @@
 //! The environment that a runtime calls the plugin with.
 
-use std::{ffi::OsString, path::PathBuf};
+use std::{ffi::OsString, fmt, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +15,20 @@ pub(crate) enum Command {
     Gc,
     Status,
     Version,
+}
+
+impl fmt::Display for Command {
+    /// As the runtime spells it.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Add => "ADD",
+            Self::Del => "DEL",
+            Self::Check => "CHECK",
+            Self::Gc => "GC",
+            Self::Status => "STATUS",
+            Self::Version => "VERSION",
+        })
+    }
 }
 
 /// One call: `CNI_COMMAND` and what belongs to it.

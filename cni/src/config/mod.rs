@@ -1,6 +1,7 @@
 //! What the user and the runtime may say: the node's config, the network config on stdin, the environment.
 
 pub(crate) mod bandwidth;
+mod cooldown;
 pub(crate) mod dns;
 mod fields;
 pub(crate) mod invocation;

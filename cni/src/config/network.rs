@@ -7,6 +7,7 @@
 use std::{
     net::IpAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use ipnet::IpNet;
@@ -15,6 +16,7 @@ use serde_json::{Map, Value};
 
 use super::{
     bandwidth::{self, Bandwidth},
+    cooldown,
     dns::{Dns, parse_dns, parse_runtime_dns, read_resolv_conf},
     fields::{Fields, not_a, objects},
     invocation::{AttachmentKey, CniArgs},
@@ -127,6 +129,10 @@ pub(crate) struct Attachment {
     pub(crate) spoof_check: bool,
     pub(crate) bandwidth: Option<Bandwidth>,
     pub(crate) options: LinkOptions,
+    /// How long a released address is kept back while there are others.
+    pub(crate) cooldown: Duration,
+    /// Whether STATUS fails while no address can be given.
+    pub(crate) fails_when_full: bool,
 }
 
 /// The `cniVersion` of a document, if it is an object that has one; `VERSION` echoes it, known or not.
@@ -189,9 +195,11 @@ impl NetworkConfig {
         let mut sets = Vec::new();
         let mut routes = Vec::new();
         let mut ipam_dns = Dns::default();
+        let mut cooldown = Duration::ZERO;
         if let Some(ipam) = &ipam {
             sets = parse_sets(ipam, &runtime)?;
             routes = parse_routes(ipam)?;
+            cooldown = cooldown::parse(ipam)?;
             if let Some(path) = ipam.string("resolvConf")?.filter(|path| !path.is_empty()) {
                 ipam_dns = read_resolv_conf(&ipam.path_of("resolvConf"), Path::new(path))?;
             }
@@ -266,6 +274,8 @@ impl NetworkConfig {
             spoof_check,
             bandwidth: bandwidth::parse(&top, &runtime)?,
             options,
+            cooldown,
+            fails_when_full: fails_when_full(&top)?,
         })
     }
 
@@ -379,6 +389,18 @@ fn refuse_unsupported(top: &Fields<'_>) -> Result<(), ConfigError> {
 
 fn unsupported(path: &str, value: impl std::fmt::Display) -> ConfigError {
     ConfigError::Unsupported(Problem::new(path, value, "is not supported", "remove the key"))
+}
+
+/// `statusWhenFull`: what STATUS says when the ranges are full.
+fn fails_when_full(top: &Fields<'_>) -> Result<bool, Problem> {
+    match top.string("statusWhenFull")? {
+        None | Some("" | "ok") => Ok(false),
+        Some("error") => Ok(true),
+        Some(other) => {
+            let remedy = "write \"ok\", or \"error\" to make the node NotReady while no address is free";
+            Err(Problem::new("statusWhenFull", other, "is neither \"ok\" nor \"error\"", remedy))
+        }
+    }
 }
 
 /// The Ethernet address asked for: the runtime's wish wins over `args`, that over `CNI_ARGS`.

@@ -147,6 +147,11 @@ impl RangeSet {
         self.0.iter().find(|range| range.offers(address))
     }
 
+    /// How many addresses the set offers, capped at `u128::MAX`.
+    pub(crate) fn size(&self) -> u128 {
+        self.0.iter().fold(0, |sum, range| sum.saturating_add(range.size()))
+    }
+
     /// Whether the set is of IPv4 ranges.
     pub(crate) fn is_ipv4(&self) -> bool {
         self.0.first().is_some_and(Range::is_ipv4)

@@ -25,6 +25,7 @@ use super::{
     message::RouteNetlinkMessage,
     netfilter::NetfilterMessage,
 };
+use crate::calls;
 
 /// What the kernel may send in one datagram: it sizes dumps to the reader's buffer, up to 32 KiB (`netlink_dump`).
 const DATAGRAM: usize = 32 * 1024;
@@ -173,6 +174,7 @@ impl Events {
     /// Waits for an event, and takes it; `false` if there was none until `deadline`.
     pub(crate) fn wait(&self, deadline: Instant) -> Result<bool, KernelError> {
         let failed = |error| KernelError::new("wait for an event of the kernel", error);
+        let _phase = calls::phase("wait for an event");
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             // Rounded up, so that the last part of a millisecond isn't spent turning round.
@@ -224,6 +226,7 @@ impl NetlinkSocket {
         M: NetlinkSerializable + NetlinkDeserializable + Clone,
     {
         let Some(first) = steps.first() else { return Ok(()) };
+        let _phase = calls::phase(&first.doing);
         let mut bytes = Vec::new();
         let first_sequence = self.sequence + 1;
         for step in steps {
@@ -261,6 +264,8 @@ impl NetlinkSocket {
     where
         M: NetlinkSerializable + NetlinkDeserializable,
     {
+        let whole = "commit the nftables transaction";
+        let _phase = calls::phase(whole);
         let mut bytes = Vec::new();
         let first = self.encode(begin, 0, &mut bytes);
         let mut pending = Vec::new();
@@ -269,7 +274,6 @@ impl NetlinkSocket {
             pending.push((sequence, step.doing));
         }
         let last = self.encode(end, 0, &mut bytes);
-        let whole = "commit the nftables transaction";
         self.send(&bytes).map_err(|error| KernelError::new(whole, error))?;
         let mut failure = None;
         while !pending.is_empty() {
@@ -297,6 +301,7 @@ impl NetlinkSocket {
     where
         M: NetlinkSerializable + NetlinkDeserializable + Clone,
     {
+        let _phase = calls::phase(doing);
         for _ in 0..DUMP_ATTEMPTS {
             let mut bytes = Vec::new();
             let sequence = self.encode(message.clone(), NLM_F_DUMP, &mut bytes);

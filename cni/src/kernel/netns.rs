@@ -1,6 +1,7 @@
 //! Network namespaces.
 
 use std::{
+    collections::HashSet,
     fs::{self, File, Metadata},
     io,
     os::unix::fs::{MetadataExt, OpenOptionsExt},
@@ -10,10 +11,11 @@ use std::{
 use nix::{
     errno::Errno,
     sched::{CloneFlags, setns},
-    sys::statfs::{FsType, fstatfs},
+    sys::statfs::{FsType, fstatfs, statfs},
 };
 
 use super::{KernelError, RouteSocket};
+use crate::calls;
 
 /// nsfs (linux/magic.h, `NSFS_MAGIC`).
 const NSFS: FsType = FsType(0x6e73_6673);
@@ -32,6 +34,53 @@ pub(crate) struct Namespace {
 /// What tells a namespace from all others: its inode and that one's device.
 fn identity(found: &Metadata) -> (u64, u64) {
     (found.dev(), found.ino())
+}
+
+/// The identity of the namespace at `path`, if it is one.
+pub(crate) fn identity_at(path: &Path) -> Option<(u64, u64)> {
+    let kind = statfs(path).ok()?;
+    (kind.filesystem_type() == NSFS).then(|| fs::metadata(path).ok().map(|found| identity(&found)))?
+}
+
+/// The network namespaces that processes are in.
+#[derive(Debug, Default)]
+pub(crate) struct Inhabited {
+    found: HashSet<(u64, u64)>,
+    /// Whether some process didn't let itself be looked at.
+    is_incomplete: bool,
+}
+
+impl Inhabited {
+    /// Whether the namespace has processes; `None` if that can't be told.
+    pub(crate) fn has(&self, identity: (u64, u64)) -> Option<bool> {
+        if self.found.contains(&identity) { Some(true) } else { (!self.is_incomplete).then_some(false) }
+    }
+}
+
+/// Looks at every process that `proc` shows.
+pub(crate) fn inhabited(proc: &Path) -> Inhabited {
+    let mut inhabited = Inhabited::default();
+    let Ok(entries) = fs::read_dir(proc) else {
+        return Inhabited { is_incomplete: true, ..inhabited };
+    };
+    for entry in entries {
+        let Ok(entry) = entry else {
+            inhabited.is_incomplete = true;
+            continue;
+        };
+        let name = entry.file_name();
+        // Process 1 is in no container, and may have rights that forbid us to look at it.
+        if name == "1" || !name.as_encoded_bytes().iter().all(u8::is_ascii_digit) {
+            continue;
+        }
+        match fs::metadata(entry.path().join("ns/net")) {
+            Ok(found) => drop(inhabited.found.insert(identity(&found))),
+            // A process that has ended is in none.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => {}
+            Err(_) => inhabited.is_incomplete = true,
+        }
+    }
+    inhabited
 }
 
 /// Why a path can't be used as a container's namespace.
@@ -81,6 +130,7 @@ impl Namespace {
     /// What must be done inside (a netlink socket stays in the namespace it was opened in, a switch of /proc/sys/net is
     /// that of the thread's) is done here; nothing else belongs into `work`.
     pub(crate) fn within<T>(&self, work: impl FnOnce() -> T) -> Result<T, NamespaceError> {
+        let _phase = calls::phase("enter the namespace");
         let own = File::open(OWN).map_err(|error| KernelError::new(format!("open {OWN}"), error))?;
         match setns(&self.file, CloneFlags::CLONE_NEWNET) {
             Ok(()) => {}

@@ -1,15 +1,24 @@
 //! Which address the next Pod gets.
 //!
 //! Fresh addresses first, in order; when the range has been walked through, released ones, the longest released first.
-//! Both are a step, however many addresses are in use. What is remembered may lag behind the truth (a process was
-//! killed between two writes), so each candidate is asked for and a used one skipped: the truth decides, the memory
-//! only saves looking for it.
+//! Both are a step, however many addresses are in use. One that was released a moment ago is given only when nothing
+//! else is free: neighbours, connection trackers and load balancers still know it as somebody else's.
+//!
+//! What is remembered may lag behind the truth (a process was killed between two writes) or be lost, so each candidate
+//! is asked for and a used one skipped: the truth decides, the memory only saves looking for it. Before a set is called
+//! full, all of it is looked at.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
 use crate::config::range::{Range, RangeSet};
+
+/// A queue that is longer gives what it has before a fresh address: in a big range it would grow for ever.
+const LONG_QUEUE: u64 = 1024;
+
+/// A queue that claims to be longer than this isn't believed.
+const LONGEST_QUEUE: u64 = 1 << 20;
 
 /// Where the allocation from one range set stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,11 +31,34 @@ pub(crate) struct Cursor {
     pub(crate) tail: u64,
 }
 
+impl Cursor {
+    /// Whether it can be what was written.
+    pub(crate) fn is_plausible(&self) -> bool {
+        self.tail.checked_sub(self.head).is_some_and(|length| length <= LONGEST_QUEUE) && self.tail < u64::MAX
+    }
+
+    /// Whether the walk is over and nothing was released since; told without a look at any address.
+    pub(crate) fn is_exhausted(&self, set: &RangeSet) -> bool {
+        self.head >= self.tail && next_fresh(set, self.last).is_none()
+    }
+}
+
+/// How an address stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// Nobody has it, and nothing is known of anybody who had it.
+    Free,
+    /// An attachment has it.
+    Used,
+    /// It was released at `since` and put into the queue at `entry`.
+    Released { entry: u64, since: Duration, cooling: bool },
+}
+
 /// What an allocation has to ask its store.
 pub(crate) trait Ledger {
     type Error;
-    /// Whether nobody has `address`.
-    fn is_free(&mut self, address: IpAddr) -> Result<bool, Self::Error>;
+    /// How `address` stands.
+    fn standing(&mut self, address: IpAddr) -> Result<Standing, Self::Error>;
     /// The entry of the queue of released addresses with this number, if it is there.
     fn released(&mut self, number: u64) -> Result<Option<IpAddr>, Self::Error>;
 }
@@ -37,24 +69,78 @@ pub(crate) trait Ledger {
 ///
 /// Those of the ledger.
 pub(crate) fn pick<L: Ledger>(set: &RangeSet, cursor: &mut Cursor, ledger: &mut L) -> Result<Option<IpAddr>, L::Error> {
+    if cursor.tail.saturating_sub(cursor.head) > LONG_QUEUE
+        && let Some(address) = next_released(set, cursor, ledger, Wanted::Cooled)?
+    {
+        return Ok(Some(address));
+    }
     while let Some(address) = next_fresh(set, cursor.last) {
         cursor.last = Some(address);
-        if ledger.is_free(address)? {
+        if let Standing::Free | Standing::Released { cooling: false, .. } = ledger.standing(address)? {
             return Ok(Some(address));
         }
     }
+    match next_released(set, cursor, ledger, Wanted::Any)? {
+        None => look_at_all(set, ledger),
+        found => Ok(found),
+    }
+}
+
+/// Which entry of the queue will do.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    Any,
+    /// Not one that was released a moment ago.
+    Cooled,
+}
+
+/// Takes the first entry of the queue that still means something.
+fn next_released<L: Ledger>(
+    set: &RangeSet,
+    cursor: &mut Cursor,
+    ledger: &mut L,
+    wanted: Wanted,
+) -> Result<Option<IpAddr>, L::Error> {
     while cursor.head < cursor.tail {
         let number = cursor.head;
-        cursor.head += 1;
         // An entry of a range that the config no longer has is dropped.
-        if let Some(address) = ledger.released(number)?
-            && set.range_of(address).is_some()
-            && ledger.is_free(address)?
-        {
-            return Ok(Some(address));
+        if let Some(address) = ledger.released(number)?.filter(|address| set.range_of(*address).is_some()) {
+            match ledger.standing(address)? {
+                Standing::Released { entry, cooling, .. } if entry == number => {
+                    if cooling && wanted == Wanted::Cooled {
+                        return Ok(None);
+                    }
+                    cursor.head += 1;
+                    return Ok(Some(address));
+                }
+                Standing::Free => {
+                    cursor.head += 1;
+                    return Ok(Some(address));
+                }
+                // In use again, or released again and further behind.
+                Standing::Used | Standing::Released { .. } => {}
+            }
         }
+        cursor.head += 1;
     }
     Ok(None)
+}
+
+/// The address that the walk and the queue have lost, the longest released one if there are several.
+fn look_at_all<L: Ledger>(set: &RangeSet, ledger: &mut L) -> Result<Option<IpAddr>, L::Error> {
+    let mut oldest: Option<(Duration, IpAddr)> = None;
+    let mut last = None;
+    while let Some(address) = next_fresh(set, last) {
+        last = Some(address);
+        match ledger.standing(address)? {
+            Standing::Free | Standing::Released { cooling: false, .. } => return Ok(Some(address)),
+            Standing::Released { since, .. } if oldest.is_none_or(|(other, _)| since < other) => {
+                oldest = Some((since, address));
+            }
+            Standing::Used | Standing::Released { .. } => {}
+        }
+    }
+    Ok(oldest.map(|(_, address)| address))
 }
 
 /// The address after `last` in the set, range by range. Past a range that the set no longer has, it starts over.
@@ -76,21 +162,68 @@ mod tests {
     use super::*;
     use crate::config::range::RangeText;
 
-    #[derive(Default)]
+    /// What the files of a store say.
+    #[derive(Clone, Default)]
     struct Model {
         used: BTreeSet<IpAddr>,
         queue: BTreeMap<u64, IpAddr>,
+        /// The entry and the time of the release of an address that isn't in use.
+        released: BTreeMap<IpAddr, (u64, Duration)>,
+        now: Duration,
         asked: usize,
     }
 
+    /// An address, and when it was released if it cools.
+    type FreeAddress = (IpAddr, Option<Duration>);
+
+    const COOLDOWN: Duration = Duration::from_secs(30);
+
     impl Ledger for Model {
         type Error = Infallible;
-        fn is_free(&mut self, address: IpAddr) -> Result<bool, Infallible> {
+        fn standing(&mut self, address: IpAddr) -> Result<Standing, Infallible> {
             self.asked += 1;
-            Ok(!self.used.contains(&address))
+            Ok(match self.released.get(&address) {
+                _ if self.used.contains(&address) => Standing::Used,
+                Some(&(entry, since)) => {
+                    Standing::Released { entry, since, cooling: self.now.saturating_sub(since) < COOLDOWN }
+                }
+                None => Standing::Free,
+            })
         }
         fn released(&mut self, number: u64) -> Result<Option<IpAddr>, Infallible> {
-            Ok(self.queue.remove(&number))
+            Ok(self.queue.get(&number).copied())
+        }
+    }
+
+    impl Model {
+        /// What an ADD that got as far as its record leaves.
+        fn take(&mut self, address: IpAddr) {
+            assert!(self.used.insert(address), "{address} is given twice");
+            self.released.remove(&address);
+        }
+
+        /// A DEL; each release is later than the one before.
+        fn release(&mut self, address: IpAddr, cursor: &mut Cursor) {
+            self.now += Duration::from_millis(1);
+            self.queue.insert(cursor.tail, address);
+            self.used.remove(&address);
+            self.released.insert(address, (cursor.tail, self.now));
+            cursor.tail += 1;
+        }
+
+        /// The free addresses of `set`, those that cool with the time of their release.
+        fn free(&mut self, set: &RangeSet) -> Vec<FreeAddress> {
+            let mut free = Vec::new();
+            let mut last = None;
+            while let Some(address) = next_fresh(set, last) {
+                last = Some(address);
+                match self.standing(address).unwrap() {
+                    Standing::Used => {}
+                    Standing::Released { since, cooling: true, .. } => free.push((address, Some(since))),
+                    _ => free.push((address, None)),
+                }
+            }
+            free
         }
     }
 
@@ -101,6 +234,10 @@ mod tests {
         RangeSet(subnets.iter().map(range).collect())
     }
 
+    fn address(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
     #[test]
     fn a_big_range_costs_one_question_however_full() {
         let set = set(&["10.0.0.0/8"]);
@@ -108,7 +245,7 @@ mod tests {
         let mut cursor = Cursor::default();
         for _ in 0..5000 {
             let address = pick(&set, &mut cursor, &mut model).unwrap().unwrap();
-            model.used.insert(address);
+            model.take(address);
         }
         assert_eq!(model.asked, 5000);
     }
@@ -119,79 +256,182 @@ mod tests {
         let mut model = Model::default();
         let mut cursor = Cursor::default();
         while let Some(address) = pick(&set, &mut cursor, &mut model).unwrap() {
-            model.used.insert(address);
+            model.take(address);
         }
         assert_eq!(model.used.len(), 5);
         for last in [4, 2] {
-            let address: IpAddr = format!("10.0.0.{last}").parse().unwrap();
-            model.used.remove(&address);
-            model.queue.insert(cursor.tail, address);
-            cursor.tail += 1;
+            model.release(address(&format!("10.0.0.{last}")), &mut cursor);
         }
         for last in [4, 2] {
-            assert_eq!(pick(&set, &mut cursor, &mut model).unwrap(), Some(format!("10.0.0.{last}").parse().unwrap()));
+            let given = pick(&set, &mut cursor, &mut model).unwrap().unwrap();
+            assert_eq!(given, address(&format!("10.0.0.{last}")));
+            model.take(given);
         }
         assert_eq!(pick(&set, &mut cursor, &mut model).unwrap(), None);
     }
 
-    #[derive(Clone, Debug)]
-    enum Action {
-        Add { killed: bool },
-        Del { which: usize, killed: bool },
-        Shrink,
+    #[test]
+    fn a_long_queue_is_used_before_a_fresh_address_once_it_has_cooled() {
+        let set = set(&["10.0.0.0/8"]);
+        let mut model = Model::default();
+        let mut cursor = Cursor::default();
+        let mut given = Vec::new();
+        for _ in 0..=LONG_QUEUE {
+            given.push(pick(&set, &mut cursor, &mut model).unwrap().unwrap());
+            model.take(given[given.len() - 1]);
+        }
+        for address in &given {
+            model.release(*address, &mut cursor);
+        }
+        let fresh = pick(&set, &mut cursor, &mut model).unwrap().unwrap();
+        assert!(!given.contains(&fresh));
+        model.take(fresh);
+        model.now += COOLDOWN;
+        assert_eq!(pick(&set, &mut cursor, &mut model).unwrap(), Some(given[0]));
     }
 
-    fn actions() -> impl Strategy<Value = Vec<Action>> {
-        let action = prop_oneof![
+    #[derive(Clone, Debug)]
+    enum Action {
+        Add {
+            killed: bool,
+        },
+        /// ADD of an address that was asked for.
+        Request {
+            which: u8,
+        },
+        Del {
+            which: usize,
+            killed: bool,
+        },
+        /// Time passes.
+        Wait {
+            seconds: u64,
+        },
+        /// The allocator's file is lost: the walk starts over, the queue's ends are found by its entries.
+        Forget,
+    }
+
+    /// What harms the memory.
+    #[derive(Clone, Debug)]
+    enum Harm {
+        Shrink,
+        Cursor { last: Option<u8>, head: u64, tail: u64 },
+        LoseEntry { number: u64 },
+    }
+
+    fn action() -> impl Strategy<Value = Action> {
+        prop_oneof![
             6 => prop::bool::weighted(0.2).prop_map(|killed| Action::Add { killed }),
-            4 => (any::<usize>(), prop::bool::weighted(0.2)).prop_map(|(which, killed)| Action::Del { which, killed }),
-            1 => Just(Action::Shrink),
-        ];
-        prop::collection::vec(action, 1..120)
+            1 => (0..16_u8).prop_map(|which| Action::Request { which }),
+            5 => (any::<usize>(), prop::bool::weighted(0.2)).prop_map(|(which, killed)| Action::Del { which, killed }),
+            1 => (1..40_u64).prop_map(|seconds| Action::Wait { seconds }),
+            1 => Just(Action::Forget),
+        ]
+    }
+
+    fn harm() -> impl Strategy<Value = Harm> {
+        prop_oneof![
+            Just(Harm::Shrink),
+            (prop::option::of(0..16_u8), 0..40_u64, 0..40_u64).prop_map(|(last, head, tail)| Harm::Cursor {
+                last,
+                head,
+                tail: head + tail
+            }),
+            (0..40_u64).prop_map(|number| Harm::LoseEntry { number }),
+        ]
+    }
+
+    /// Does one action as the store does; gives the address that an ADD was given beside those that were free.
+    fn act(
+        action: &Action,
+        set: &RangeSet,
+        model: &mut Model,
+        cursor: &mut Cursor,
+    ) -> Option<(IpAddr, Vec<FreeAddress>)> {
+        match *action {
+            Action::Add { killed } => {
+                let mut moved = cursor.clone();
+                let free = model.free(set);
+                let Some(given) = pick(set, &mut moved, model).unwrap() else {
+                    assert_eq!(free, [], "full with free addresses");
+                    return None;
+                };
+                assert!(set.range_of(given).is_some());
+                model.take(given);
+                if !killed {
+                    model.queue.retain(|number, _| !(cursor.head..moved.head).contains(number));
+                    *cursor = moved;
+                }
+                return Some((given, free));
+            }
+            Action::Request { which } => {
+                let wanted = address(&format!("10.0.0.{which}"));
+                if set.range_of(wanted).is_some() && !model.used.contains(&wanted) {
+                    model.take(wanted);
+                }
+            }
+            Action::Del { which, killed } => {
+                let given = model.used.iter().copied().nth(which % model.used.len().max(1))?;
+                if killed {
+                    // After the queue's entry, before the record's removal.
+                    model.queue.insert(cursor.tail, given);
+                    cursor.tail += 1;
+                } else {
+                    model.release(given, cursor);
+                }
+            }
+            Action::Wait { seconds } => model.now += Duration::from_secs(seconds),
+            Action::Forget => {
+                let head = model.queue.keys().next().copied().unwrap_or(0);
+                let tail = model.queue.keys().next_back().map_or(head, |last| last + 1);
+                *cursor = Cursor { last: None, head, tail };
+            }
+        }
+        None
     }
 
     proptest! {
         /// Whatever is killed (the cursor then stays behind, or an entry is queued twice), no address is given twice,
-        /// none outside the set, and the set is exhausted only when all of it is in use.
+        /// none outside the set, and the set is full only when all of it is in use. An address that cools is given only
+        /// if nothing else is free, and then the longest released one.
         #[test]
-        fn no_address_is_given_twice_and_none_is_lost(actions in actions()) {
+        fn what_cools_is_given_last(actions in prop::collection::vec(action(), 1..150)) {
+            let set = set(&["10.0.0.0/28", "10.0.1.0/29"]);
+            let mut model = Model { now: Duration::from_secs(1000), ..Model::default() };
+            let mut cursor = Cursor::default();
+            for action in &actions {
+                let Some((given, free)) = act(action, &set, &mut model, &mut cursor) else { continue };
+                let cooling = free.iter().find(|(address, _)| *address == given).unwrap().1;
+                if let Some(since) = cooling {
+                    prop_assert!(free.iter().all(|(_, other)| other.is_some_and(|other| since <= other)), "{:?}", free);
+                }
+            }
+        }
+
+        /// Whatever happens to the memory, too: another config, a torn or an altered file.
+        #[test]
+        fn no_address_is_given_twice_and_none_is_lost(
+            actions in prop::collection::vec((action(), prop::option::weighted(0.2, harm())), 1..150),
+        ) {
             let wide = set(&["10.0.0.0/28", "10.0.1.0/29"]);
             let narrow = set(&["10.0.1.0/29"]);
             let mut current = &wide;
-            let mut model = Model::default();
+            let mut model = Model { now: Duration::from_secs(1000), ..Model::default() };
             let mut cursor = Cursor::default();
-            for action in actions {
-                match action {
-                    Action::Add { killed } => {
-                        let mut moved = cursor.clone();
-                        let queue = model.queue.clone();
-                        let Some(address) = pick(current, &mut moved, &mut model).unwrap() else {
-                            let size: u128 = current.0.iter().map(Range::size).sum();
-                            let used = model.used.iter().filter(|address| current.range_of(**address).is_some()).count();
-                            prop_assert_eq!(used as u128, size);
-                            continue;
-                        };
-                        prop_assert!(current.range_of(address).is_some());
-                        prop_assert!(model.used.insert(address));
-                        if killed {
-                            model.queue = queue;
-                        } else {
-                            cursor = moved;
-                        }
-                    }
-                    Action::Del { which, killed } => {
-                        let Some(address) = model.used.iter().copied().nth(which % model.used.len().max(1)) else { continue };
-                        model.queue.insert(cursor.tail, address);
-                        cursor.tail += 1;
-                        if !killed {
-                            model.used.remove(&address);
-                        }
-                    }
-                    Action::Shrink => {
+            for (action, harm) in &actions {
+                act(action, current, &mut model, &mut cursor);
+                match *harm {
+                    Some(Harm::Shrink) => {
                         current = if std::ptr::eq(current, &wide) { &narrow } else { &wide };
                         // The store starts over when the ranges change.
                         cursor.last = None;
                     }
+                    Some(Harm::Cursor { last, head, tail }) => {
+                        let last = last.map(|last| address(&format!("10.0.0.{last}")));
+                        cursor = Cursor { last, head, tail };
+                    }
+                    Some(Harm::LoseEntry { number }) => drop(model.queue.remove(&number)),
+                    None => {}
                 }
             }
         }

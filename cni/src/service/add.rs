@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::{
     check,
     delegate::{Delegate, DelegateError},
-    rules, source_routing,
+    heal, rules, source_routing,
     wire::{Wire, Wired, gateway_link, masqueraded},
 };
 use crate::{
@@ -29,7 +29,7 @@ use crate::{
         netns::Namespace,
     },
     policy::naming,
-    store::{AttachmentState, Kind, Lease, Record, Store, VERSION},
+    store::{AttachmentState, Kind, Lease, Record, Request, Store, VERSION},
 };
 
 /// What an ADD works on.
@@ -69,7 +69,7 @@ pub(super) fn add(config: &NetworkConfig, call: &AttachmentCall) -> Result<Value
         }
     }
     let mut record = addition.new_record(&store);
-    store.reserve(&mut record, &addition.attachment.sets, &addition.attachment.requested)?;
+    heal::reserve(&store, &mut addition.wire.host, &mut record, &Request::from(&addition.attachment))?;
     let made = addition.attach(&store, delegate.as_ref(), &mut record).and_then(|result| {
         record.state = AttachmentState::Active;
         store.write(&record)?;

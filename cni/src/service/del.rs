@@ -38,6 +38,16 @@ pub(super) fn detach(store: &Store, host: &mut RouteSocket, network: &str, key: 
         }
         other => other?,
     };
+    detach_locked(store, host, network, key)
+}
+
+/// Undoes one attachment whose lock the caller holds.
+pub(super) fn detach_locked(
+    store: &Store,
+    host: &mut RouteSocket,
+    network: &str,
+    key: &AttachmentKey,
+) -> Result<(), Failure> {
     let detached = match store.read(key) {
         Ok(Some(record)) => undo(store, host, &record),
         found => {

@@ -4,7 +4,7 @@
 
 use serde_json::Value;
 
-use super::{add::new_record, check::required_result};
+use super::{add::new_record, check::required_result, heal};
 use crate::{
     config::{
         invocation::AttachmentCall,
@@ -12,7 +12,8 @@ use crate::{
         result::{Address, CniResult},
     },
     error::Failure,
-    store::{AttachmentState, Kind, Record, Store},
+    kernel::RouteSocket,
+    store::{AttachmentState, Kind, Record, Request, Store},
 };
 
 /// Gives the attachment its addresses; asked again, the same.
@@ -26,14 +27,15 @@ pub(super) fn add(config: &NetworkConfig, call: &AttachmentCall) -> Result<Value
         Some(record) => record,
         None => {
             // Nothing is made beside the record: written, it is complete.
+            let request = Request::from(&attachment);
             let mut record = Record {
                 kind: Kind::Ipam,
                 state: AttachmentState::Active,
-                dns: if attachment.ipam_dns.is_empty() { attachment.dns } else { attachment.ipam_dns },
-                routes: attachment.routes,
+                dns: if attachment.ipam_dns.is_empty() { &attachment.dns } else { &attachment.ipam_dns }.clone(),
+                routes: attachment.routes.clone(),
                 ..new_record(config, call, &store)
             };
-            store.reserve(&mut record, &attachment.sets, &attachment.requested)?;
+            heal::reserve(&store, &mut RouteSocket::open()?, &mut record, &request)?;
             record
         }
     };

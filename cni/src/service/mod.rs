@@ -5,6 +5,7 @@ mod check;
 mod del;
 mod delegate;
 mod gc;
+mod heal;
 mod ipam;
 mod portmap;
 mod rules;
@@ -17,9 +18,11 @@ use std::{
     env,
     io::{self, Read, Write},
     panic,
+    path::PathBuf,
     process::ExitCode,
 };
 
+pub use gc::{GcEntry, GcError, GcOptions, GcReport, collect_garbage};
 use serde_json::Value;
 
 use delegate::Delegate;
@@ -27,6 +30,7 @@ pub(crate) use delegate::DelegateError;
 pub(crate) use rules::restore;
 
 use crate::{
+    calls::{self, Call},
     config::{
         invocation::{self, Command, Invocation},
         network::NetworkConfig,
@@ -48,8 +52,19 @@ pub fn run() -> ExitCode {
         print(&panic_json(&info.to_string()));
         eprintln!("{info}");
     }));
+    calls::start();
     let executable = Executable::called(env::args_os().next().as_deref());
-    let (outcome, version) = serve(&executable);
+    let Served { outcome, version, call } = serve(&executable);
+    let log = call.and_then(|(directory, call)| Some((directory, ended(call, outcome.as_ref().err())?)));
+    let exit_code = answer(&executable, outcome, version);
+    if let Some((directory, call)) = log {
+        calls::finish(&directory, call, env::var("TRACEPARENT").ok().as_deref());
+    }
+    exit_code
+}
+
+/// Prints what came of the call.
+fn answer(executable: &Executable, outcome: Result<Option<Value>, Failure>, version: SpecVersion) -> ExitCode {
     match outcome {
         Ok(output) => {
             if let Some(output) = output
@@ -68,29 +83,67 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// Runs the call; beside the outcome goes the spec version that an error is printed in.
-fn serve(executable: &Executable) -> (Result<Option<Value>, Failure>, SpecVersion) {
-    let newest = SpecVersion::NEWEST;
+/// What came of a call.
+struct Served {
+    outcome: Result<Option<Value>, Failure>,
+    /// The spec version that an error is printed in.
+    version: SpecVersion,
+    /// What its log says, and where that is, if the network is known.
+    call: Option<(PathBuf, Call)>,
+}
+
+/// Runs the call.
+fn serve(executable: &Executable) -> Served {
+    let unlogged = |outcome| Served { outcome, version: SpecVersion::NEWEST, call: None };
     let invocation = match invocation::read(|name| env::var_os(name)) {
         Ok(Some(invocation)) => invocation,
         Ok(None) => {
             about(executable);
-            return (Ok(None), newest);
+            return unlogged(Ok(None));
         }
-        Err(error) => return (Err(error.into()), newest),
+        Err(error) => return unlogged(Err(error.into())),
     };
     let mut config = Vec::new();
+    let reading = calls::phase("read stdin");
     if let Err(error) = io::stdin().lock().take(LONGEST_CONFIG).read_to_end(&mut config) {
-        return (Err(Failure::Stdin(error)), newest);
+        return unlogged(Err(Failure::Stdin(error)));
     }
+    drop(reading);
     if invocation == Invocation::Network(Command::Version) {
-        return (version::version(&config).map(Some), newest);
+        return unlogged(version::version(&config).map(Some));
     }
+    let parsing = calls::phase("parse");
     let config = match NetworkConfig::parse(&config, executable) {
         Ok(config) => config,
-        Err(error) => return (Err(error.into()), newest),
+        Err(error) => return unlogged(Err(error.into())),
     };
-    (dispatch(&invocation, &config), config.version)
+    drop(parsing);
+    let call = Some((config.data_dir.join(&config.name), about_call(&invocation)));
+    Served { outcome: dispatch(&invocation, &config), version: config.version, call }
+}
+
+/// Who is called about.
+fn about_call(invocation: &Invocation) -> Call {
+    let (command, call) = match invocation {
+        Invocation::Network(command) => (command, Call::default()),
+        Invocation::Attachment(command, about) => {
+            let (key, pod) = (&about.key, &about.args.pod);
+            let pod = if pod.name.is_empty() { String::new() } else { format!("{}/{}", pod.namespace, pod.name) };
+            let (container_id, ifname) = (key.container_id.clone(), key.ifname.clone());
+            (command, Call { container_id, ifname, pod, ..Call::default() })
+        }
+    };
+    Call { verb: command.to_string(), ..call }
+}
+
+/// How it ended; `None` if it isn't worth a line: a kubelet asks for STATUS every few seconds.
+fn ended(call: Call, failure: Option<&Failure>) -> Option<Call> {
+    match failure {
+        Some(failure) => {
+            Some(Call { code: failure.code(), message: failure.one_line(), errno: failure.errno(), ..call })
+        }
+        None => (call.verb != Command::Status.to_string()).then_some(call),
+    }
 }
 
 fn dispatch(invocation: &Invocation, config: &NetworkConfig) -> Result<Option<Value>, Failure> {

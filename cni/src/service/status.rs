@@ -14,14 +14,14 @@ use crate::{
         network::{ConfigError, NetworkConfig},
     },
     error::Failure,
-    kernel::{RouteSocket, bridge, bridge::BridgeError},
-    store::Store,
+    kernel::{RouteSocket, bridge, bridge::BridgeError, link},
+    store::{AttachmentState, Kind, Store},
 };
 
 /// Answers without a lock and without a change: the kubelet asks every few seconds.
 ///
-/// OK means that ADD can do its work, creating what is missing included. A full range is not asked about: it must not
-/// make the node NotReady, for then the kubelet evicts the Pods that would free an address.
+/// OK means that ADD can do its work, creating what is missing included. A full range fails it only on demand: it must
+/// not make the node NotReady, for then the kubelet evicts the Pods that would free an address.
 pub(super) fn status(config: &NetworkConfig) -> Result<(), Failure> {
     let attachment = match config.attachment(&CniArgs::default()) {
         Ok(attachment) => attachment,
@@ -47,12 +47,39 @@ pub(super) fn status(config: &NetworkConfig) -> Result<(), Failure> {
     if space.blocks_free() == 0 || (space.files() > 0 && space.files_free() == 0) {
         return Err(Failure::Unavailable(format!("the store can't be written: {} is full", existing.display())));
     }
-    let Some(bridge) = attachment.bridge.filter(|_| !config.is_ipam) else { return Ok(()) };
-    match bridge::find(&mut RouteSocket::open()?, &bridge) {
-        Ok(Some(_)) => Ok(()),
-        Ok(None) if store.keys()?.is_empty() => Ok(()),
-        Ok(None) => Err(Failure::Degraded(format!("the bridge {bridge} of running Pods is gone"))),
-        Err(error @ BridgeError::NotABridge { .. }) => Err(Failure::Unavailable(error.to_string())),
-        Err(error) => Err(error.into()),
+    if let Some(bridge) = attachment.bridge.as_deref().filter(|_| !config.is_ipam) {
+        let mut host = RouteSocket::open()?;
+        match bridge::find(&mut host, bridge) {
+            Ok(Some(_)) => {}
+            Ok(None) => require_bridges(&store, &mut host)?,
+            Err(error @ BridgeError::NotABridge { .. }) => return Err(Failure::Unavailable(error.to_string())),
+            Err(error) => return Err(error.into()),
+        }
     }
+    if attachment.fails_when_full {
+        let mut sets = attachment.sets.iter().enumerate();
+        if let Some((index, set)) = sets.find(|(index, set)| store.is_exhausted(*index, set)) {
+            let size = set.size();
+            let first = set.0.first().map(|range| range.subnet.to_string()).unwrap_or_default();
+            let text = format!("range set {index} ({first}) is full: {size} of {size} addresses are in use");
+            return Err(Failure::Unavailable(text));
+        }
+    }
+    Ok(())
+}
+
+/// Fails if running Pods lack their bridge. It is judged by some of them: what is asked for every few seconds takes no
+/// longer the more there are.
+fn require_bridges(store: &Store, host: &mut RouteSocket) -> Result<(), Failure> {
+    let mut bridges: Vec<String> = Vec::new();
+    for record in store.sample()? {
+        let is_alive = record.kind == Kind::Bridge && record.state == AttachmentState::Active;
+        if is_alive && !bridges.contains(&record.bridge) {
+            if link::find(host, &record.bridge)?.is_none() {
+                return Err(Failure::Degraded(format!("the bridge {} of running Pods is gone", record.bridge)));
+            }
+            bridges.push(record.bridge);
+        }
+    }
+    Ok(())
 }

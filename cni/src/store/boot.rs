@@ -11,7 +11,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{StoreError, failed, ignore_absence, is_temporary};
+use super::{
+    StoreError,
+    file::{failed, ignore_absence, remove as remove_file, temporary_name},
+};
 
 /// Whether `name` is a boot id as the kernel writes it: `786e34df-2b17-43ec-a752-2a9c03c61333`.
 fn is_boot_id(name: &OsStr) -> bool {
@@ -39,12 +42,14 @@ pub(super) fn remove(directory: &Path) -> Result<(), StoreError> {
     let (mut files, mut directories) = (Vec::new(), Vec::new());
     for (path, kind) in entries(directory)? {
         let name = name_of(&path);
-        if kind.is_file() && (is_temporary(&path) || is_numbered(&name, "allocator-", ".json")) {
+        if kind.is_file() && (temporary_name(&path).is_some() || is_numbered(&name, "allocator-", ".json")) {
             files.push(path);
             continue;
         }
         let is_ours: fn(&Path, FileType) -> bool = match name.as_str() {
-            "attachments" => |path, kind| kind.is_file() && (is_temporary(path) || name_of(path).contains('@')),
+            "attachments" => {
+                |path, kind| kind.is_file() && (temporary_name(path).is_some() || name_of(path).contains('@'))
+            }
             "addresses" => |path, kind| kind.is_symlink() && name_of(path).parse::<IpAddr>().is_ok(),
             name if is_numbered(name, "released-", "") => {
                 |path, kind| kind.is_symlink() && is_numbered(&name_of(path), "", "")
@@ -63,7 +68,7 @@ pub(super) fn remove(directory: &Path) -> Result<(), StoreError> {
         directories.push(path);
     }
     for file in &files {
-        ignore_absence(fs::remove_file(file)).map_err(failed("remove", file))?;
+        remove_file(file)?;
     }
     directories.push(directory.to_owned());
     for directory in &directories {

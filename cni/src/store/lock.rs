@@ -29,8 +29,21 @@ pub(crate) struct AttachmentLock {
 
 impl AttachmentLock {
     /// Waits for the lock of the attachment with `number` in the file at `path`, but not longer than `limit`.
-    #[expect(clippy::cast_possible_truncation, reason = "F_WRLCK and SEEK_SET are 1 and 0; C has them as int")]
     pub(crate) fn acquire(path: &Path, number: u64, limit: Duration) -> io::Result<Self> {
+        Ok(Self { _file: lock_file(path, Some(limit), Self::locker(number))? })
+    }
+
+    /// The same lock if nobody has it.
+    pub(crate) fn try_acquire(path: &Path, number: u64) -> io::Result<Option<Self>> {
+        match lock_file(path, None, Self::locker(number)) {
+            Ok(file) => Ok(Some(Self { _file: file })),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "F_WRLCK and SEEK_SET are 1 and 0; C has them as int")]
+    fn locker(number: u64) -> impl Fn(&File, Mode) -> io::Result<()> + Copy + Send + 'static {
         let range = libc::flock {
             l_type: libc::F_WRLCK as libc::c_short,
             l_whence: libc::SEEK_SET as libc::c_short,
@@ -40,14 +53,13 @@ impl AttachmentLock {
             // The kernel wants 0 for locks that belong to the open file.
             l_pid: 0,
         };
-        let lock = move |file: &File, mode| {
+        move |file: &File, mode| {
             let operation = match mode {
                 Mode::Try => FcntlArg::F_OFD_SETLK(&range),
                 Mode::Wait => FcntlArg::F_OFD_SETLKW(&range),
             };
             fcntl(file, operation).map(drop).map_err(io::Error::from)
-        };
-        Ok(Self { _file: lock_file(path, limit, lock)? })
+        }
     }
 }
 
@@ -60,7 +72,7 @@ pub(crate) struct NetworkLock {
 impl NetworkLock {
     /// Waits for the lock on the file at `path`, but not longer than `limit`.
     pub(crate) fn acquire(path: &Path, limit: Duration) -> io::Result<Self> {
-        Ok(Self { _file: lock_file(path, limit, lock_whole)? })
+        Ok(Self { _file: lock_file(path, Some(limit), lock_whole)? })
     }
 }
 
@@ -99,22 +111,25 @@ enum Mode {
 }
 
 /// Opens and locks the file at `path`, made when missing; after `limit` of waiting it fails with
-/// [`io::ErrorKind::TimedOut`]. A symbolic link there is refused (`ELOOP`): it could lead to any file of the host.
+/// [`io::ErrorKind::TimedOut`], without a limit at once with [`io::ErrorKind::WouldBlock`]. A symbolic link there is refused (`ELOOP`): it could lead to any file of the host.
 ///
 /// Whoever held the lock before may have removed the store, and somebody else made a new one: then the lock that we
 /// waited for protects nothing any more, and the new file's is waited for.
 fn lock_file(
     path: &Path,
-    limit: Duration,
+    limit: Option<Duration>,
     lock: impl Fn(&File, Mode) -> io::Result<()> + Copy + Send + 'static,
 ) -> io::Result<File> {
-    let deadline = Instant::now() + limit;
+    let deadline = limit.map(|limit| Instant::now() + limit);
     loop {
         let mut options = File::options();
         options.read(true).write(true).create(true).truncate(false).custom_flags(libc::O_NOFOLLOW);
         let mut file = options.open(path)?;
         match lock(&file, Mode::Try) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => file = wait(file, deadline, lock)?,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => match deadline {
+                Some(deadline) => file = wait(file, deadline, lock)?,
+                None => return Err(error),
+            },
             other => other?,
         }
         let locked = file.metadata()?;
@@ -202,7 +217,11 @@ mod tests {
         let attachment = AttachmentLock::acquire(&path, 1 << 40, LIMIT).unwrap();
         timed_out(AttachmentLock::acquire(&path, 1 << 40, Duration::ZERO).unwrap_err());
         drop(attachment);
-        AttachmentLock::acquire(&path, 1 << 40, LIMIT).unwrap();
+        let again = AttachmentLock::acquire(&path, 1 << 40, LIMIT).unwrap();
+        // Somebody else than a waiter is told at once.
+        assert!(AttachmentLock::try_acquire(&path, 1 << 40).unwrap().is_none());
+        drop(again);
+        assert!(AttachmentLock::try_acquire(&path, 1 << 40).unwrap().is_some());
     }
 
     #[test]

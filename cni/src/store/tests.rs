@@ -1,31 +1,31 @@
 //! The store over a temporary directory: what is given, what is torn, what is another boot's.
 
-use std::{collections::HashSet, fs};
+use std::{collections::HashSet, fs, os::unix::fs::symlink, time::Duration};
 
 use tempfile::TempDir;
 
 use super::*;
 use crate::config::{
     invocation::Pod,
-    range::{Range, RangeText},
+    range::{Range, RangeSet, RangeText},
 };
 
-const BOOT: &str = "786e34df-2b17-43ec-a752-2a9c03c61333";
+pub(super) const BOOT: &str = "786e34df-2b17-43ec-a752-2a9c03c61333";
 const OTHER_BOOT: &str = "0c5e7d3c-6d1f-4b0e-9a53-1f0e5b9f2c11";
 
-fn sets(subnets: &[&str]) -> Vec<RangeSet> {
+pub(super) fn sets(subnets: &[&str]) -> Vec<RangeSet> {
     let range =
         |subnet: &str| Range::new("", "", &RangeText { subnet: subnet.to_owned(), ..RangeText::default() }).unwrap();
     subnets.iter().map(|subnet| RangeSet(vec![range(subnet)])).collect()
 }
 
-fn store(directory: &TempDir, boot: &str) -> Store {
+pub(super) fn store(directory: &TempDir, boot: &str) -> Store {
     let store = Store::of_boot(directory.path(), "net", boot);
     store.create().unwrap();
     store
 }
 
-fn record(store: &Store, id: &str) -> Record {
+pub(super) fn record(store: &Store, id: &str) -> Record {
     Record {
         version: VERSION,
         boot_id: store.boot_id().to_owned(),
@@ -56,12 +56,22 @@ fn record(store: &Store, id: &str) -> Record {
     }
 }
 
-fn reserve(store: &Store, id: &str, sets: &[RangeSet]) -> Result<Record, StoreError> {
-    let mut record = record(store, id);
-    store.reserve(&mut record, sets, &[]).map(|()| record)
+pub(super) fn reserve(store: &Store, id: &str, sets: &[RangeSet]) -> Result<Record, StoreError> {
+    request(store, id, sets, &[], Duration::ZERO)
 }
 
-fn addresses(record: &Record) -> Vec<String> {
+pub(super) fn request(
+    store: &Store,
+    id: &str,
+    sets: &[RangeSet],
+    wanted: &[IpAddr],
+    cooldown: Duration,
+) -> Result<Record, StoreError> {
+    let mut record = record(store, id);
+    store.reserve(&mut record, &Request { sets, wanted, cooldown }).map(|()| record)
+}
+
+pub(super) fn addresses(record: &Record) -> Vec<String> {
     record.addresses.iter().map(|lease| lease.address.to_string()).collect()
 }
 
@@ -87,7 +97,7 @@ fn a_full_set_gives_nothing_and_takes_nothing_from_the_others() {
     let sets = sets(&["10.0.0.0/24", "10.9.0.0/30"]);
     let only = reserve(&store, "a", &sets).unwrap();
     let error = reserve(&store, "b", &sets).unwrap_err();
-    let expected = "failed to allocate for range 1: no IP addresses available in range set: 10.9.0.1-10.9.0.2 (1 addresses, all in use)";
+    let expected = "failed to allocate for range 1: no IP addresses available in range set: 10.9.0.1-10.9.0.2 (1 addresses: all in use, none cooling, 0 stale)";
     assert_eq!(error.to_string(), expected);
     assert_eq!(store.keys().unwrap(), std::slice::from_ref(&only.key));
     store.release(&only).unwrap();
@@ -205,9 +215,8 @@ fn an_address_asked_for_is_given_to_one() {
     let store = store(&directory, BOOT);
     let sets = sets(&["10.0.0.0/29"]);
     let wanted: IpAddr = "10.0.0.2".parse().unwrap();
-    let mut first = record(&store, "a");
-    store.reserve(&mut first, &sets, &[wanted]).unwrap();
-    let error = store.reserve(&mut record(&store, "b"), &sets, &[wanted]).unwrap_err();
+    request(&store, "a", &sets, &[wanted], Duration::ZERO).unwrap();
+    let error = request(&store, "b", &sets, &[wanted], Duration::ZERO).unwrap_err();
     assert_eq!(
         error.to_string(),
         "requested IP address 10.0.0.2 is not available: it is in use by eth0 of container a"
@@ -217,34 +226,95 @@ fn an_address_asked_for_is_given_to_one() {
 }
 
 #[test]
-fn temporary_files_of_dead_processes_are_swept() {
+fn what_killed_processes_left_of_a_file_is_swept() {
     let directory = tempfile::tempdir().unwrap();
     let store = store(&directory, BOOT);
-    let attachments = directory.path().join(format!("net/{BOOT}/attachments"));
-    let alive = attachments.join(format!(".a@eth0.{}.0.tmp", std::process::id()));
-    // Beyond the kernel's largest process id, 2^22.
-    let dead = attachments.join(".b@eth0.4194305.0.tmp");
-    for path in [&alive, &dead] {
+    let boot = directory.path().join("net").join(BOOT);
+    let (dead, alive, own) = (
+        boot.join("attachments/.a@eth0.tmp"),
+        boot.join("attachments/.b@eth0.tmp"),
+        boot.join("attachments/.c@eth0.tmp"),
+    );
+    let others = [boot.join("attachments/.a@eth0.4194305.0.tmp"), boot.join(".allocator-0.json.tmp")];
+    for path in others.iter().chain([&dead, &alive, &own]) {
         fs::write(path, "{").unwrap();
     }
     assert_eq!(store.keys().unwrap(), []);
+    assert_eq!(store.sample().unwrap(), []);
+    store.sweep_attachment(&record(&store, "c").key).unwrap();
+    assert!(!own.exists() && dead.exists());
+    // Somebody works on this one.
+    let lock = store.lock_attachment_if_idle(&record(&store, "b").key).unwrap();
     store.sweep().unwrap();
-    assert!(alive.exists() && !dead.exists());
+    assert!(alive.exists() && !dead.exists() && !others.iter().any(|path| path.exists()));
+    drop(lock);
+    store.sweep().unwrap();
+    assert!(!alive.exists());
+}
+
+const COOLDOWN: Duration = Duration::from_secs(3600);
+
+fn cooled(store: &Store, id: &str, sets: &[RangeSet]) -> Vec<String> {
+    addresses(&request(store, id, sets, &[], COOLDOWN).unwrap())
 }
 
 #[test]
-fn an_attachments_own_temporary_files_are_swept_with_it() {
+fn an_address_that_cools_is_given_last_even_if_the_walk_starts_over() {
     let directory = tempfile::tempdir().unwrap();
     let store = store(&directory, BOOT);
-    let key = record(&store, "a").key;
-    let attachments = directory.path().join(format!("net/{BOOT}/attachments"));
-    // A process that is alive by now only has the number of the one that was killed.
-    let own = [format!(".a@eth0.{}.0.tmp", std::process::id()), ".a@eth0.1.17.tmp".to_owned()];
-    let others = [".a@eth0.5.1.0.tmp", ".aa@eth0.1.0.tmp", ".a@eth01.1.0.tmp", ".a@eth0.1.tmp"].map(str::to_owned);
-    for name in own.iter().chain(&others) {
-        fs::write(attachments.join(name), "{").unwrap();
-    }
-    store.sweep_attachment(&key).unwrap();
-    assert!(own.iter().all(|name| !attachments.join(name).exists()));
-    assert!(others.iter().all(|name| attachments.join(name).exists()));
+    let wide = sets(&["10.0.0.0/29"]);
+    let (first, second) = (reserve(&store, "a", &wide).unwrap(), reserve(&store, "b", &wide).unwrap());
+    assert_eq!((addresses(&first), addresses(&second)), (vec!["10.0.0.2/29".into()], vec!["10.0.0.3/29".into()]));
+    store.release(&second).unwrap();
+    store.release(&first).unwrap();
+    assert_eq!(cooled(&store, "c", &wide), ["10.0.0.4/29"]);
+    // The memory is lost.
+    fs::remove_file(directory.path().join(format!("net/{BOOT}/allocator-0.json"))).unwrap();
+    assert_eq!(cooled(&store, "d", &wide), ["10.0.0.5/29"]);
+    // The ranges change.
+    let mut narrow = wide.clone();
+    narrow[0].0[0].last = "10.0.0.5".parse().unwrap();
+    // Nothing else is free: the one that was released first.
+    assert_eq!(cooled(&store, "e", &narrow), ["10.0.0.3/29"]);
+    assert_eq!(cooled(&store, "f", &wide), ["10.0.0.6/29"]);
+    assert_eq!(cooled(&store, "g", &wide), ["10.0.0.2/29"]);
+    assert!(matches!(request(&store, "h", &wide, &[], COOLDOWN), Err(StoreError::Exhausted { .. })));
+}
+
+#[test]
+fn an_address_asked_for_and_released_before_the_walk_came_by_cools() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = store(&directory, BOOT);
+    let sets = sets(&["10.0.0.0/29"]);
+    let wanted = ["10.0.0.2".parse().unwrap()];
+    store.release(&request(&store, "a", &sets, &wanted, COOLDOWN).unwrap()).unwrap();
+    assert_eq!(cooled(&store, "b", &sets), ["10.0.0.3/29"]);
+    // Who asks for it gets it at once, and then it cools anew, behind the others.
+    let again = request(&store, "c", &sets, &wanted, COOLDOWN).unwrap();
+    store.release(&store.read(&record(&store, "b").key).unwrap().unwrap()).unwrap();
+    store.release(&again).unwrap();
+    let given: Vec<_> = ["d", "e", "f", "g", "h"].map(|id| cooled(&store, id, &sets).concat()).into();
+    assert_eq!(given, ["10.0.0.4/29", "10.0.0.5/29", "10.0.0.6/29", "10.0.0.3/29", "10.0.0.2/29"]);
+}
+
+#[test]
+fn without_a_cooldown_a_walk_that_starts_over_takes_what_it_finds() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = store(&directory, BOOT);
+    let sets = sets(&["10.0.0.0/29"]);
+    store.release(&reserve(&store, "a", &sets).unwrap()).unwrap();
+    fs::remove_file(directory.path().join(format!("net/{BOOT}/allocator-0.json"))).unwrap();
+    assert_eq!(addresses(&reserve(&store, "b", &sets).unwrap()), ["10.0.0.2/29"]);
+}
+
+#[test]
+fn a_full_set_is_told_without_a_look_at_its_addresses() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = store(&directory, BOOT);
+    let sets = sets(&["10.0.0.0/30", "10.9.0.0/29"]);
+    assert!(!store.is_exhausted(0, &sets[0]));
+    let only = reserve(&store, "a", &sets).unwrap();
+    assert!(store.is_exhausted(0, &sets[0]) && !store.is_exhausted(1, &sets[1]));
+    store.release(&only).unwrap();
+    assert!(!store.is_exhausted(0, &sets[0]));
 }

@@ -110,12 +110,21 @@ impl Node {
 
     /// The addresses that are entered as taken.
     pub(crate) fn taken(&self) -> Vec<String> {
-        self.files("addresses")
+        let mut addresses = self.files("addresses");
+        let directory = self.boot_dir().join("addresses");
+        // Others lead to the queue of released ones.
+        addresses.retain(|name| std::fs::read_link(directory.join(name)).unwrap().starts_with("../attachments"));
+        addresses
+    }
+
+    /// Where this boot's records are.
+    pub(crate) fn boot_dir(&self) -> PathBuf {
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+        self.data_dir().join("test").join(boot.trim_end())
     }
 
     fn files(&self, directory: &str) -> Vec<String> {
-        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
-        let path = self.data_dir().join("test").join(boot.trim_end()).join(directory);
+        let path = self.boot_dir().join(directory);
         let Ok(entries) = std::fs::read_dir(path) else { return Vec::new() };
         let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
