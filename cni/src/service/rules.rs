@@ -55,7 +55,8 @@ pub(super) fn start(host: &mut RouteSocket, record: &Record) -> Result<(), Failu
     let mut socket = NetfilterSocket::open()?;
     start_with(&mut socket, host, record)?;
     let Some(publication) = publication(record) else { return Ok(()) };
-    if publication.ports.iter().any(|port| port.address().is_none_or(|address| address.is_loopback())) {
+    let is_local = |port: &PortMapping| port.is_of(true) && port.address().is_none_or(|address| address.is_loopback());
+    if publication.addresses.iter().any(IpAddr::is_ipv4) && publication.ports.iter().any(is_local) {
         // Clients on the node itself may call 127.0.0.1. The rules keep others from it: they are there by now.
         sysctl::ensure(&format!("ipv4/conf/{}/route_localnet", publication.link), "1")?;
     }
