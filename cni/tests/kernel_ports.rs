@@ -291,9 +291,10 @@ fn a_udp_client_that_never_stops_reaches_the_next_pod() {
     let node = Node::new();
     let world = world(&node);
     let config = with_ports(&node.config(), &["udp/8053:53"]);
-    for address in ["192.0.2.1", "2001:db8::1"] {
+    // Each with a port of its own, kept for as long as the test asks: the kernel must see one connection.
+    for (address, own_port) in [("192.0.2.1", 4004), ("2001:db8::1", 4006)] {
         let any = if parse(address).is_ipv4() { "0.0.0.0" } else { "::" };
-        let client = world.run(|| UdpSocket::bind((parse(any), 4000)).unwrap());
+        let client = world.run(|| UdpSocket::bind((parse(any), own_port)).unwrap());
         client.connect((parse(address), 8053)).unwrap();
         client.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
         let ask = || {
