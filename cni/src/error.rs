@@ -80,7 +80,12 @@ impl Failure {
             Self::Config(ConfigError::Decode(_)) => 6,
             Self::Config(ConfigError::Invalid(_)) | Self::Unspeakable(_) => 7,
             Self::Namespace(NamespaceError::Own { .. }) => 8,
-            Self::Store(StoreError::Exhausted { .. } | StoreError::Taken { .. } | StoreError::Busy { .. }) => 11,
+            Self::Store(
+                StoreError::Exhausted { .. }
+                | StoreError::Taken { .. }
+                | StoreError::Reserved { .. }
+                | StoreError::Busy { .. },
+            ) => 11,
             Self::Unavailable(_) => 50,
             Self::Degraded(_) => 51,
             Self::Kernel(_) | Self::Bridge(BridgeError::Kernel(_)) | Self::Namespace(NamespaceError::Kernel(_)) => 100,
@@ -89,7 +94,7 @@ impl Failure {
                 BridgeError::NotABridge { .. } | BridgeError::OtherAddress { .. } | BridgeError::NoVlans { .. },
             ) => 102,
             Self::InterfaceExists { .. } => 103,
-            Self::AttachmentDiffers(_) => 104,
+            Self::AttachmentDiffers(_) | Self::Store(StoreError::Duplicate { .. }) => 104,
             Self::CheckFailed(_) => 105,
             // As the delegated plugin said it.
             Self::Delegate(DelegateError::Failed { code, .. }) => *code,

@@ -1,16 +1,54 @@
 //! The `ipam` object: where addresses come from, and the routes that come with them.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, path::Path};
 
 use keelson_host::Problem;
+use serde_json::Map;
 
 use super::{
+    dns::{Dns, read_resolv_conf},
     fields::{ADDRESS_REMEDY, Fields, not_a, objects},
     invocation::CniArgs,
     network::{ConfigError, OWN_TYPE, cni_args},
     range::{Range, RangeSet, RangeText, check_sets},
+    result::unspeakable,
     route::{Route, parse_route},
+    version::SpecVersion,
 };
+
+/// What addresses are given from, and what goes with them: all that host-local works by.
+#[derive(Clone, Debug)]
+pub(crate) struct Pool {
+    /// One address from each set; there is at least one.
+    pub(crate) sets: Vec<RangeSet>,
+    pub(crate) routes: Vec<Route>,
+    pub(crate) dns: Dns,
+    /// Addresses asked for; each is in one of `sets`, no two in the same.
+    pub(crate) requested: Vec<IpAddr>,
+}
+
+impl Pool {
+    /// Reads the config at `top`. Whether the routes can be reached, the plugin that delegates knows.
+    pub(super) fn parse(top: &Fields<'_>, version: SpecVersion, args: &CniArgs) -> Result<Self, ConfigError> {
+        let Some(ipam) = top.object("ipam")? else {
+            return Err(Problem::new("ipam", "", "IPAM config missing 'ipam' key", "give it ranges").into());
+        };
+        let empty = Map::new();
+        let runtime = top.object("runtimeConfig")?.unwrap_or_else(|| Fields::below("runtimeConfig", &empty));
+        let sets = parse_sets(&ipam, &runtime)?;
+        let ipv4 = sets.iter().filter(|set| set.is_ipv4()).count();
+        if let Some(wrong) = unspeakable(version, ipv4, sets.len() - ipv4) {
+            let remedy = "take cniVersion 0.3.0 or later, or one range set of each family";
+            return Err(Problem::new("ipam.ranges", "", wrong, remedy).into());
+        }
+        let dns = match ipam.string("resolvConf")?.filter(|path| !path.is_empty()) {
+            Some(path) => read_resolv_conf(&ipam.path_of("resolvConf"), Path::new(path))?,
+            None => Dns::default(),
+        };
+        let requested = requested_addresses(top, &runtime, args, &sets)?;
+        Ok(Self { sets, routes: parse_routes(&ipam)?, dns, requested })
+    }
+}
 
 /// The `ipam` object if it isn't empty, `None` for a layer-2 attachment; its type has been found to be ours.
 pub(crate) fn built_in_ipam<'a>(top: &Fields<'a>) -> Result<Option<Fields<'a>>, ConfigError> {
@@ -87,14 +125,21 @@ pub(crate) fn requested_addresses(
         let Ok(address) = bare.trim().parse::<IpAddr>() else {
             return Err(Problem::new(path, text, "is not an IP address", ADDRESS_REMEDY));
         };
+        // Behind the colon, here and below, are the reference's words, which others look for.
         let Some(set) = sets.iter().position(|set| set.range_of(address).is_some()) else {
-            return Err(Problem::new(path, text, "is in no range", "ask for an address that a range offers"));
+            let is_gateway = sets.iter().flat_map(|set| &set.0).any(|range| range.gateway == address);
+            let wrong = if is_gateway {
+                format!("is kept back: requested ip {address} is subnet's gateway")
+            } else {
+                format!("is in no range: failed to allocate all requested IPs: {address}")
+            };
+            return Err(Problem::new(path, text, wrong, "ask for an address that a range offers"));
         };
         if addresses.contains(&address) {
             continue;
         }
         if taken_sets.contains(&set) {
-            let wrong = "is the second one asked for from the same range set";
+            let wrong = format!("is the second one of a range set: failed to allocate all requested IPs: {address}");
             return Err(Problem::new(path, text, wrong, "ask for one address of each set"));
         }
         taken_sets.push(set);

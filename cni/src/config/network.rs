@@ -20,7 +20,7 @@ use super::{
     dns::{Dns, parse_dns, parse_runtime_dns, read_resolv_conf},
     fields::{Fields, not_a, objects},
     invocation::{AttachmentKey, CniArgs},
-    ipam::{built_in_ipam, parse_routes, parse_sets, requested_addresses},
+    ipam::{Pool, built_in_ipam, parse_routes, parse_sets, requested_addresses},
     link_options::{self, LinkOptions, Surroundings, has_automatic_mtu},
     mac::Mac,
     names::{identifier_fault, interface_name_fault, plugin_name_fault},
@@ -31,12 +31,6 @@ use super::{
     route::{Route, check_routes, ipv6_default},
     version::SpecVersion,
 };
-
-/// Where records live unless `ipam.dataDir` says otherwise.
-const DEFAULT_DATA_DIR: &str = "/run/keelson/network";
-
-/// The same for `portmap`.
-const DEFAULT_PORTS_DIR: &str = "/run/keelson/portmap";
 
 /// The reference bridge's default.
 const DEFAULT_BRIDGE: &str = "cni0";
@@ -279,6 +273,11 @@ impl NetworkConfig {
         })
     }
 
+    /// Reads and checks where addresses come from, and nothing else: the rest is the caller's who delegates.
+    pub(crate) fn pool(&self, args: &CniArgs) -> Result<Pool, ConfigError> {
+        Pool::parse(&Fields::top(&self.document), self.version, args)
+    }
+
     /// Whether the container is attached by host routes instead of a bridge.
     fn is_routed(&self, top: &Fields<'_>) -> Result<bool, Problem> {
         let is_routed = match top.string("mode")? {
@@ -352,13 +351,15 @@ impl NetworkConfig {
     }
 }
 
-/// Where records live: the top's `dataDir`, or that of an IPAM that isn't another plugin's.
+/// Where records live: the top's `dataDir`, or that of an IPAM that isn't another plugin's. As host-local this plugin is
+/// the IPAM, and the top is the caller's.
 fn data_dir(top: &Fields<'_>, has_other_ipam: bool, persona: Persona) -> Result<PathBuf, Problem> {
-    // Two plugins of one chain keep records of the same network and attachment.
-    let default = if persona == Persona::PortMap { DEFAULT_PORTS_DIR } else { DEFAULT_DATA_DIR };
-    let mut stated = top.string("dataDir")?.filter(|directory| !directory.is_empty()).map(|text| ("dataDir", text));
-    if let Some(ipam) = top.object("ipam")?.filter(|_| stated.is_none() && !has_other_ipam) {
-        stated = ipam.string("dataDir")?.filter(|directory| !directory.is_empty()).map(|text| ("ipam.dataDir", text));
+    let is_ipam = persona == Persona::HostLocal;
+    let default = persona.default_data_dir();
+    let given = |text: &&str| !text.is_empty();
+    let mut stated = top.string("dataDir")?.filter(given).filter(|_| !is_ipam).map(|text| ("dataDir", text));
+    if let Some(ipam) = top.object("ipam")?.filter(|_| stated.is_none() && (is_ipam || !has_other_ipam)) {
+        stated = ipam.string("dataDir")?.filter(given).map(|text| ("ipam.dataDir", text));
     }
     let Some((key, text)) = stated else { return Ok(PathBuf::from(default)) };
     let directory = PathBuf::from(text);
@@ -649,7 +650,7 @@ mod tests {
         }
         invalid(
             json!({"ipam": {"subnet": "10.0.0.0/24"}, "runtimeConfig": {"ips": ["10.9.0.1"]}}),
-            "runtimeConfig.ips: \"10.9.0.1\" is in no range; ask for an address that a range offers",
+            "runtimeConfig.ips: \"10.9.0.1\" is in no range: failed to allocate all requested IPs: 10.9.0.1; ask for an address that a range offers",
         );
         invalid(
             json!({"runtimeConfig": {"mac": "01:00:00:00:00:00"}}),

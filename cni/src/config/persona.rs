@@ -11,6 +11,22 @@ pub(crate) enum Persona {
     PointToPoint,
     /// `portmap`: host ports of a container that earlier plugins of the chain attached.
     PortMap,
+    /// `host-local`: addresses only, by the reference's files.
+    HostLocal,
+    /// `loopback`: a container's interface `lo`.
+    Loopback,
+}
+
+impl Persona {
+    /// Where records live unless `ipam.dataDir` says otherwise.
+    pub(crate) fn default_data_dir(self) -> &'static str {
+        match self {
+            Self::HostLocal => "/var/lib/cni/networks",
+            // Two plugins of one chain keep records of the same network and attachment.
+            Self::PortMap => "/run/keelson/portmap",
+            Self::Network | Self::PointToPoint | Self::Loopback => "/run/keelson/network",
+        }
+    }
 }
 
 /// The name and the part that goes with it.
@@ -28,6 +44,8 @@ impl Executable {
         let persona = match name.as_str() {
             "ptp" => Persona::PointToPoint,
             "portmap" => Persona::PortMap,
+            "host-local" => Persona::HostLocal,
+            "loopback" => Persona::Loopback,
             _ => Persona::Network,
         };
         Self { name, persona }
@@ -45,6 +63,8 @@ mod tests {
             (Some("/opt/cni/bin/bridge"), "bridge", Persona::Network),
             (Some("ptp"), "ptp", Persona::PointToPoint),
             (Some("/x/portmap"), "portmap", Persona::PortMap),
+            (Some("/opt/cni/bin/host-local"), "host-local", Persona::HostLocal),
+            (Some("./loopback"), "loopback", Persona::Loopback),
             (Some("/ptp/x"), "x", Persona::Network),
             (None, "keelson-cni", Persona::Network),
         ] {

@@ -152,6 +152,14 @@ impl RangeSet {
         self.0.iter().fold(0, |sum, range| sum.saturating_add(range.size()))
     }
 
+    /// The address after `last`, range by range and from the end back to the start; the first one of all if the set
+    /// doesn't offer `last`.
+    pub(crate) fn after(&self, last: Option<IpAddr>) -> Option<IpAddr> {
+        let position = last.and_then(|last| Some((self.0.iter().position(|range| range.offers(last))?, last)));
+        let Some((index, last)) = position else { return self.0.first().map(Range::start) };
+        self.0[index].after(last).or_else(|| self.0.get((index + 1) % self.0.len()).map(Range::start))
+    }
+
     /// Whether the set is of IPv4 ranges.
     pub(crate) fn is_ipv4(&self) -> bool {
         self.0.first().is_some_and(Range::is_ipv4)

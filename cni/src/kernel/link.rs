@@ -45,19 +45,22 @@ pub(crate) enum State {
     Up,
     /// Have it take every frame, whether it is up or not.
     Promiscuous,
+    /// Set it down.
+    Down,
 }
 
 /// `ifinfomsg`: family, type, index, flags, and which of the flags are meant.
 pub(crate) fn fixed(index: u32, state: State) -> [u8; FIXED] {
     let mut fixed = [0; FIXED];
     fixed[4..8].copy_from_slice(&index.to_ne_bytes());
-    let flag = match state {
-        State::Kept => 0,
-        State::Up => UP,
-        State::Promiscuous => PROMISCUOUS,
+    let (flag, mask) = match state {
+        State::Kept => (0, 0),
+        State::Up => (UP, UP),
+        State::Down => (0, UP),
+        State::Promiscuous => (PROMISCUOUS, PROMISCUOUS),
     };
     fixed[8..12].copy_from_slice(&flag.to_ne_bytes());
-    fixed[12..].copy_from_slice(&flag.to_ne_bytes());
+    fixed[12..].copy_from_slice(&mask.to_ne_bytes());
     fixed
 }
 
@@ -79,6 +82,8 @@ pub(crate) struct Link {
     pub(crate) running: bool,
     /// The index of the bridge that it is a port of.
     pub(crate) master: Option<u32>,
+    /// The index of the other end of a veth pair, in its own namespace.
+    pub(crate) peer: Option<u32>,
     pub(crate) alias: String,
     /// The kernel's name for its kind, such as `bridge`; empty for a device.
     pub(crate) kind: String,
@@ -106,6 +111,7 @@ impl Link {
                 libc::IFLA_ADDRESS => link.mac = value.to_vec(),
                 libc::IFLA_MTU => link.mtu = native(value).unwrap_or_default(),
                 libc::IFLA_OPERSTATE => link.running = value == [IF_OPER_UP],
+                libc::IFLA_LINK => link.peer = native(value),
                 libc::IFLA_MASTER => link.master = native(value),
                 libc::IFLA_IFALIAS => link.alias = text(value),
                 libc::IFLA_AF_SPEC => link.ipv6_disabled = disables_ipv6(value),
@@ -180,6 +186,13 @@ pub(crate) fn wait_until_running(socket: &mut RouteSocket, name: &str) -> Result
         }
     }
     Ok(())
+}
+
+/// Sets link `index` up or down.
+pub(crate) fn set(socket: &mut RouteSocket, index: u32, state: State) -> Result<(), KernelError> {
+    let message = message(libc::RTM_SETLINK, index, state, &Attributes::new());
+    let doing = format!("set a link {}", if state == State::Up { "up" } else { "down" });
+    socket.request(doing, message, 0).map(drop)
 }
 
 /// Every link of the socket's namespace.

@@ -6,7 +6,9 @@ mod del;
 mod delegate;
 mod gc;
 mod heal;
+mod host_local;
 mod ipam;
+mod loopback;
 mod portmap;
 mod rules;
 mod source_routing;
@@ -147,31 +149,43 @@ fn ended(call: Call, failure: Option<&Failure>) -> Option<Call> {
 }
 
 fn dispatch(invocation: &Invocation, config: &NetworkConfig) -> Result<Option<Value>, Failure> {
-    let is_portmap = config.persona() == Persona::PortMap;
     match invocation {
-        Invocation::Attachment(Command::Add, call) if is_portmap => portmap::add(config, call).map(Some),
+        Invocation::Attachment(Command::Check, _) => require(config, "CHECK", SpecVersion::V0_4_0)?,
+        Invocation::Attachment(..) => {}
+        Invocation::Network(Command::Gc) => require(config, "GC", SpecVersion::V1_1_0)?,
+        // `read` gives no other verbs without an attachment than these two; VERSION has been served.
+        Invocation::Network(_) => require(config, "STATUS", SpecVersion::V1_1_0)?,
+    }
+    match config.persona() {
+        Persona::Network | Persona::PointToPoint => serve_network(invocation, config),
+        Persona::PortMap => serve_ports(invocation, config),
+        Persona::HostLocal => host_local::serve(invocation, config),
+        Persona::Loopback => loopback::serve(invocation, config),
+    }
+}
+
+fn serve_ports(invocation: &Invocation, config: &NetworkConfig) -> Result<Option<Value>, Failure> {
+    match invocation {
+        Invocation::Attachment(Command::Add, call) => portmap::add(config, call).map(Some),
+        Invocation::Attachment(Command::Check, call) => portmap::check(config, call).map(|()| None),
+        Invocation::Attachment(_, call) => portmap::del(config, call).map(|()| None),
+        Invocation::Network(_) => serve_network(invocation, config),
+    }
+}
+
+fn serve_network(invocation: &Invocation, config: &NetworkConfig) -> Result<Option<Value>, Failure> {
+    match invocation {
         Invocation::Attachment(Command::Add, call) if config.is_ipam => ipam::add(config, call).map(Some),
         Invocation::Attachment(Command::Add, call) => add::add(config, call).map(Some),
-        Invocation::Attachment(Command::Check, call) => {
-            require(config, "CHECK", SpecVersion::V0_4_0)?;
-            let check = match (is_portmap, config.is_ipam) {
-                (true, _) => portmap::check,
-                (false, true) => ipam::check,
-                (false, false) => check::check,
-            };
-            check(config, call).map(|()| None)
-        }
+        Invocation::Attachment(Command::Check, call) if config.is_ipam => ipam::check(config, call).map(|()| None),
+        Invocation::Attachment(Command::Check, call) => check::check(config, call).map(|()| None),
         // `read` gives no other verb with an attachment than these three.
-        Invocation::Attachment(_, call) if is_portmap => portmap::del(config, call).map(|()| None),
         Invocation::Attachment(_, call) => del::del(config, call).map(|()| None),
         Invocation::Network(Command::Gc) => {
-            require(config, "GC", SpecVersion::V1_1_0)?;
             gc::gc(config)?;
             forward(config, "GC")
         }
-        // Likewise for the verbs without one; VERSION has been served.
         Invocation::Network(_) => {
-            require(config, "STATUS", SpecVersion::V1_1_0)?;
             status::status(config)?;
             forward(config, "STATUS")
         }

@@ -33,20 +33,7 @@ pub(super) fn status(config: &NetworkConfig) -> Result<(), Failure> {
     // Found, it is asked after this.
     Delegate::of(config).map_err(|error| Failure::Unavailable(error.to_string()))?;
     let store = Store::new(&config.data_dir, &config.name)?;
-    // `create` makes what is missing below the nearest directory that there is.
-    let existing = store.directory().ancestors().find(|path| path.exists()).unwrap_or_else(|| Path::new("/"));
-    if !existing.is_dir() {
-        return Err(Failure::Unavailable(format!("{} is not a directory", existing.display())));
-    }
-    if let Err(errno) = access(existing, AccessFlags::W_OK | AccessFlags::X_OK) {
-        return Err(Failure::Unavailable(format!("the store can't be written: {}: {errno}", existing.display())));
-    }
-    let space = statvfs(existing)
-        .map_err(|errno| Failure::Unavailable(format!("failed to inspect {}: {errno}", existing.display())))?;
-    // A filesystem that makes inodes as it goes tells of none at all.
-    if space.blocks_free() == 0 || (space.files() > 0 && space.files_free() == 0) {
-        return Err(Failure::Unavailable(format!("the store can't be written: {} is full", existing.display())));
-    }
+    require_writable(store.directory())?;
     if let Some(bridge) = attachment.bridge.as_deref().filter(|_| !config.is_ipam) {
         let mut host = RouteSocket::open()?;
         match bridge::find(&mut host, bridge) {
@@ -80,6 +67,25 @@ fn require_bridges(store: &Store, host: &mut RouteSocket) -> Result<(), Failure>
             }
             bridges.push(record.bridge);
         }
+    }
+    Ok(())
+}
+
+/// Whether files can be made in `directory`, which need not be there yet.
+pub(super) fn require_writable(directory: &Path) -> Result<(), Failure> {
+    // What is missing is made below the nearest directory that there is.
+    let existing = directory.ancestors().find(|path| path.exists()).unwrap_or_else(|| Path::new("/"));
+    if !existing.is_dir() {
+        return Err(Failure::Unavailable(format!("{} is not a directory", existing.display())));
+    }
+    if let Err(errno) = access(existing, AccessFlags::W_OK | AccessFlags::X_OK) {
+        return Err(Failure::Unavailable(format!("the store can't be written: {}: {errno}", existing.display())));
+    }
+    let space = statvfs(existing)
+        .map_err(|errno| Failure::Unavailable(format!("failed to inspect {}: {errno}", existing.display())))?;
+    // A filesystem that makes inodes as it goes tells of none at all.
+    if space.blocks_free() == 0 || (space.files() > 0 && space.files_free() == 0) {
+        return Err(Failure::Unavailable(format!("the store can't be written: {} is full", existing.display())));
     }
     Ok(())
 }

@@ -332,11 +332,11 @@ fn released_link(set: usize, number: u64) -> PathBuf {
     Path::new("..").join(released_name(set)).join(number.to_string())
 }
 
-fn exhausted(index: usize, set: &RangeSet) -> StoreError {
+pub(super) fn exhausted(index: usize, set: &RangeSet) -> StoreError {
     StoreError::Exhausted { set: index, ranges: describe_ranges(set), size: set.size(), stale: 0 }
 }
 
-fn describe_ranges(set: &RangeSet) -> String {
+pub(super) fn describe_ranges(set: &RangeSet) -> String {
     let ranges: Vec<String> = set.0.iter().map(|range| format!("{}-{}", range.first, range.last)).collect();
     ranges.join(",")
 }

@@ -12,6 +12,7 @@
 mod addresses;
 mod boot;
 mod file;
+pub(crate) mod host_local;
 mod lock;
 mod record;
 #[cfg(test)]
@@ -55,6 +56,15 @@ pub(crate) enum StoreError {
     Exhausted { set: usize, ranges: String, size: u128, stale: usize },
     #[error("requested IP address {address} is not available: it is in use by {owner}")]
     Taken { address: IpAddr, owner: String, key: AttachmentKey },
+    /// As host-local: likewise the reference's words.
+    #[error(
+        "failed to allocate for range {set}: requested IP address {address} is not available in range set {ranges}: it is in use by {owner}"
+    )]
+    Reserved { set: usize, ranges: String, address: IpAddr, owner: String },
+    #[error(
+        "failed to allocate for range {set}: {address} has been allocated to {container_id}, duplicate allocation is not allowed"
+    )]
+    Duplicate { set: usize, address: IpAddr, container_id: String },
 }
 
 /// What reading a record gave.
