@@ -120,8 +120,12 @@ fn elements(node: &Node) -> Vec<String> {
 #[test]
 fn a_port_of_the_node_leads_to_the_pod_from_everywhere() {
     skip_unless!(is_root(), "needs root");
-    for mode in ["bridge", "routed"] {
+    for (mode, bridge_filtering) in [("bridge", "0"), ("bridge", "1"), ("routed", "0")] {
         let node = Node::new();
+        // Whether what a bridge forwards passes the rules for IP; without the module br_netfilter it never does.
+        for switch in ["bridge-nf-call-iptables", "bridge-nf-call-ip6tables"] {
+            let _ = node.host.run(|| fs::write(format!("/proc/sys/net/bridge/{switch}"), bridge_filtering));
+        }
         let world = world(&node);
         let mut config = node.config();
         if mode == "routed" {
@@ -150,8 +154,16 @@ fn a_port_of_the_node_leads_to_the_pod_from_everywhere() {
             ("a neighbour", &other, "2001:db8::1", if mode == "bridge" { "fd77::1" } else { "fd77::3" }),
         ] {
             let wanted = Ok(format!("pod {seen}"));
-            assert_eq!(ask_tcp(client, address, 8080), wanted, "{mode}: TCP from {from} to {address}");
-            assert_eq!(ask_udp(client, address, 8080), wanted, "{mode}: UDP from {from} to {address}");
+            assert_eq!(
+                ask_tcp(client, address, 8080),
+                wanted,
+                "{mode} {bridge_filtering}: TCP from {from} to {address}"
+            );
+            assert_eq!(
+                ask_udp(client, address, 8080),
+                wanted,
+                "{mode} {bridge_filtering}: UDP from {from} to {address}"
+            );
         }
         // Only that port, and only until the end.
         assert_eq!(ask_tcp(&world, "192.0.2.1", 8081), Err(ErrorKind::ConnectionRefused));
