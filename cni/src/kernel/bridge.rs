@@ -70,6 +70,9 @@ pub(crate) fn ensure(
     }
     // A Pod must not be able to configure the host by router advertisements.
     sysctl::ensure_if_present(&format!("ipv6/conf/{name}/accept_ra"), "0")?;
+    // Until its link-local address counts, the node asks for no Pod's Ethernet address on behalf of others: the first
+    // seconds' connections from outside would fail. The address follows from our own Ethernet address.
+    sysctl::ensure_if_present(&format!("ipv6/conf/{name}/accept_dad"), "0")?;
     // Neither alias nor up is taken by the creating message; up comes last, so that a bridge that is up is whole.
     let attributes = Attributes::new()
         .text(libc::IFLA_IFNAME, name)
