@@ -6,6 +6,9 @@
 mod calls;
 mod config;
 mod error;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod install;
 mod kernel;
 mod policy;

@@ -2,6 +2,7 @@
 
 #![allow(clippy::print_stdout, reason = "a command line program")]
 
+mod fuzz;
 mod lint;
 mod machine;
 mod run;

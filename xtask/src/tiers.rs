@@ -13,6 +13,7 @@ use clap::ValueEnum;
 use keelson_testkit::{SKIP_LOG, Snapshot, Tool};
 
 use crate::{
+    fuzz,
     machine::{check_go, check_privileges, provide_packages, provide_tools},
     run::{cargo, check},
 };
@@ -25,6 +26,9 @@ pub(crate) struct Options {
     /// Refuse to install or build third-party programs: say what is missing instead
     #[arg(long)]
     no_install: bool,
+    /// How many seconds the fuzz tier takes for each of its targets
+    #[arg(long, default_value_t = 20)]
+    seconds: u64,
 }
 
 /// A tier of the tests, told apart by the names of the test files.
@@ -38,6 +42,8 @@ enum Tier {
     Protocol,
     /// Pods on a real containerd through all four plugins (root)
     Node,
+    /// Changed inputs at every parser that meets the outside, guided by which branches they take; only if named
+    Fuzz,
 }
 
 impl fmt::Display for Tier {
@@ -47,21 +53,30 @@ impl fmt::Display for Tier {
             Self::Kernel => "kernel",
             Self::Protocol => "protocol",
             Self::Node => "node",
+            Self::Fuzz => "fuzz",
         })
     }
 }
 
 impl Tier {
+    /// The tiers that run when none is named.
+    const USUAL: [Self; 4] = [Self::Unit, Self::Kernel, Self::Protocol, Self::Node];
+
+    /// Whether it needs neither privileges nor programs.
+    fn is_pure(self) -> bool {
+        matches!(self, Self::Unit | Self::Fuzz)
+    }
+
     fn tools(self) -> &'static [Tool] {
         match self {
-            Self::Unit | Self::Kernel => &[],
+            Self::Unit | Self::Kernel | Self::Fuzz => &[],
             Self::Protocol => &[Tool::CniPlugins, Tool::Cnitool, Tool::CsiSanity],
             Self::Node => &[Tool::Containerd],
         }
     }
 
     /// The cargo invocations that make up the tier.
-    fn commands(self) -> Vec<Command> {
+    fn commands(self, options: &Options) -> Vec<Command> {
         let test = |targets: &[&str]| {
             let mut command = cargo("test");
             command.args(["--workspace", "--no-fail-fast"]).args(targets);
@@ -72,6 +87,7 @@ impl Tier {
             Self::Kernel => vec![test(&["--test", "kernel_*"])],
             Self::Protocol => vec![test(&["--test", "protocol_*"])],
             Self::Node => vec![test(&["--test", "node_*"])],
+            Self::Fuzz => vec![fuzz::command(options.seconds)],
         }
     }
 }
@@ -119,8 +135,8 @@ impl Outcome {
 ///
 /// When the machine lacks something. Failing tests are the exit code, after every tier has run.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
-    let tiers: &[Tier] = if options.tiers.is_empty() { Tier::value_variants() } else { &options.tiers };
-    if tiers != [Tier::Unit] {
+    let tiers: &[Tier] = if options.tiers.is_empty() { &Tier::USUAL } else { &options.tiers };
+    if tiers.iter().any(|tier| !tier.is_pure()) {
         check_privileges()?;
         provide_packages(options.no_install)?;
     }
@@ -132,29 +148,31 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         provide_tools(tier.tools(), options.no_install)?;
     }
     // The suite's programs, which the tests of another package start.
-    check(cargo("build").args(["--workspace", "--bins"]))?;
+    if tiers != [Tier::Fuzz] {
+        check(cargo("build").args(["--workspace", "--bins"]))?;
+    }
 
     let log = tempfile::NamedTempFile::new().context("failed to make the log of skips")?;
     let mut outcomes = Vec::new();
     for tier in tiers {
         println!("\n== {tier} ==");
-        outcomes.push((*tier, run_tier(*tier, log.path())?));
+        outcomes.push((*tier, run_tier(*tier, options, log.path())?));
     }
     report(&outcomes);
     let good = outcomes.iter().all(|(_, outcome)| outcome.is_good());
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn run_tier(tier: Tier, log: &Path) -> Result<Outcome> {
+fn run_tier(tier: Tier, options: &Options, log: &Path) -> Result<Outcome> {
     fs::write(log, "").context("failed to empty the log of skips")?;
     let before = match Snapshot::take() {
-        // The unit tier must run without root and without any program; it makes nothing in the kernel.
-        Err(error) if tier == Tier::Unit => Err(format!("{error:#}")),
+        // These tiers must run without root and without any program; they make nothing in the kernel.
+        Err(error) if tier.is_pure() => Err(format!("{error:#}")),
         before => Ok(before?),
     };
     let start = Instant::now();
     let mut outcome = Outcome::default();
-    for mut command in tier.commands() {
+    for mut command in tier.commands(options) {
         command.env(SKIP_LOG, log).stdout(Stdio::piped());
         let mut child = command.spawn().with_context(|| format!("failed to run {command:?}"))?;
         let Some(stdout) = child.stdout.take() else { bail!("cargo test has no standard output") };

@@ -83,7 +83,7 @@ fn list(socket: &mut RouteSocket, index: u32) -> Result<Vec<IpNet>, KernelError>
 }
 
 /// The address that an answer tells of, if it is one of link `index`; 0 means any.
-fn found(answer: &RouteNetlinkMessage, index: u32) -> Option<IpNet> {
+pub(super) fn found(answer: &RouteNetlinkMessage, index: u32) -> Option<IpNet> {
     let (&[_, prefix_len, _, _, a, b, c, d], attributes) = answer.parts(libc::RTM_NEWADDR)?;
     if index != 0 && u32::from_ne_bytes([a, b, c, d]) != index {
         return None;

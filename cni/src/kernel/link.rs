@@ -99,7 +99,7 @@ pub(crate) struct Link {
 
 impl Link {
     /// The link that an answer tells of.
-    fn from_message(answer: &RouteNetlinkMessage) -> Option<Self> {
+    pub(super) fn from_message(answer: &RouteNetlinkMessage) -> Option<Self> {
         let (fixed, told) = answer.parts::<FIXED>(libc::RTM_NEWLINK)?;
         let field = |at: usize| fixed.get(at..at + 4).and_then(native).unwrap_or_default();
         let flags = field(8);

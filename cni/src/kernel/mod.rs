@@ -5,6 +5,8 @@ pub(crate) mod announce;
 mod attribute;
 pub(crate) mod bridge;
 pub(crate) mod conntrack;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 pub(crate) mod link;
 pub(crate) mod listener;
 pub(crate) mod masquerade;

@@ -368,22 +368,27 @@ impl NetlinkSocket {
                 Ok(_) => break,
             }
         }
-        let malformed = |error: String| io::Error::new(io::ErrorKind::InvalidData, error);
-        let mut packets = Vec::new();
-        let mut rest = buffer.as_slice();
-        while !rest.is_empty() {
-            let length = NetlinkBuffer::new_checked(rest).map_err(|error| malformed(error.to_string()))?.length();
-            let length = usize::try_from(length).map_err(|error| malformed(error.to_string()))?;
-            packets.push(NetlinkMessage::deserialize(rest).map_err(|error| malformed(error.to_string()))?);
-            // Messages are aligned to four bytes (NLMSG_ALIGN).
-            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-        }
-        Ok(packets)
+        packets(&buffer)
     }
 }
 
+/// The messages in a datagram.
+pub(super) fn packets<M: NetlinkDeserializable>(datagram: &[u8]) -> io::Result<Vec<NetlinkMessage<M>>> {
+    let malformed = |error: String| io::Error::new(io::ErrorKind::InvalidData, error);
+    let mut packets = Vec::new();
+    let mut rest = datagram;
+    while !rest.is_empty() {
+        let length = NetlinkBuffer::new_checked(rest).map_err(|error| malformed(error.to_string()))?.length();
+        let length = usize::try_from(length).map_err(|error| malformed(error.to_string()))?;
+        packets.push(NetlinkMessage::deserialize(rest).map_err(|error| malformed(error.to_string()))?);
+        // Messages are aligned to four bytes (NLMSG_ALIGN).
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    Ok(packets)
+}
+
 /// The error of a negative acknowledgement, `None` of a positive one.
-fn refusal(doing: &str, error: &ErrorMessage) -> Option<KernelError> {
+pub(super) fn refusal(doing: &str, error: &ErrorMessage) -> Option<KernelError> {
     let code = error.code?;
     Some(KernelError {
         doing: doing.to_owned(),

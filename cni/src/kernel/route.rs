@@ -122,7 +122,7 @@ pub(crate) fn all(socket: &mut RouteSocket) -> Result<Vec<FoundRoute>, KernelErr
 }
 
 /// Adds what an answer tells of; routes to one place by several gateways are told as one.
-fn add_found(answer: &RouteNetlinkMessage, unspecified: IpNet, found: &mut Vec<FoundRoute>) {
+pub(super) fn add_found(answer: &RouteNetlinkMessage, unspecified: IpNet, found: &mut Vec<FoundRoute>) {
     let Some((fixed, told)) = answer.parts::<FIXED>(libc::RTM_NEWROUTE) else { return };
     let network = attribute(told, libc::RTA_DST).and_then(from_octets).unwrap_or(unspecified.addr());
     let Ok(dst) = IpNet::new(network, fixed[1]) else { return };

@@ -12,6 +12,8 @@
 mod addresses;
 mod boot;
 mod file;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 pub(crate) mod host_local;
 mod lock;
 mod record;
