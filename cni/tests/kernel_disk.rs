@@ -97,7 +97,36 @@ fn a_read_only_disk_keeps_the_record_but_not_the_link() {
         assert!(!ip(&pod, &["link"]).contains("eth0"));
         assert_eq!(node.records(), ["c@eth0"]);
     }
+    // GC can't note what it does either: it does nothing, and says so.
+    let mut all = config.clone();
+    all["cni.dev/valid-attachments"] = json!([]);
+    assert_eq!(node.call("GC", "", None, &all).code(), 5);
+    assert_eq!(node.call("ADD", "d", Some(pod.path()), &config).code(), 5);
+    assert!(!ip(&pod, &["link"]).contains("eth0"));
     disk.set_read_only(false);
+    node.call("GC", "", None, &all).silent();
     node.call("DEL", "c", Some(pod.path()), &config).silent();
     assert_eq!((node.records(), node.taken()), (vec![], vec![]));
+    node.call("STATUS", "", None, &config).silent();
+}
+
+#[test]
+fn on_a_full_disk_an_add_leaves_nothing_and_the_next_one_works() {
+    skip_unless!(is_root(), "needs root");
+    for with_inodes in [false, true] {
+        let node = Node::new();
+        let disk = Disk::of(&node);
+        let config = node.config();
+        let (pod, other) = (Netns::new().unwrap(), Netns::new().unwrap());
+        let first = addresses(&node.add("a", &pod, &config));
+        disk.fill(with_inodes);
+        for _ in 0..3 {
+            assert_eq!(node.call("ADD", "b", Some(other.path()), &config).code(), 5);
+            assert_eq!(node.records(), ["a@eth0"]);
+            assert!(!ip(&other, &["link"]).contains("eth0"));
+        }
+        disk.free();
+        let second = addresses(&node.add("b", &other, &config));
+        assert!(second.iter().all(|address| !first.contains(address)), "{first:?} {second:?}");
+    }
 }
