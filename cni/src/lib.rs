@@ -11,6 +11,7 @@ mod error;
 pub mod fuzzing;
 mod install;
 mod kernel;
+pub mod migration;
 mod policy;
 mod service;
 mod store;

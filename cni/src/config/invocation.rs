@@ -50,7 +50,7 @@ pub(crate) struct AttachmentCall {
 }
 
 /// What the spec calls an attachment: one interface of one container.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct AttachmentKey {
     pub(crate) container_id: String,

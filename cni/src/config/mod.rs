@@ -3,7 +3,7 @@
 pub(crate) mod bandwidth;
 mod cooldown;
 pub(crate) mod dns;
-mod fields;
+pub(crate) mod fields;
 pub(crate) mod invocation;
 pub(crate) mod ipam;
 pub(crate) mod link_options;

@@ -281,7 +281,7 @@ impl Addition<'_> {
 }
 
 /// A record of the call that names nothing yet.
-pub(super) fn new_record(config: &NetworkConfig, call: &AttachmentCall, store: &Store) -> Record {
+pub(crate) fn new_record(config: &NetworkConfig, call: &AttachmentCall, store: &Store) -> Record {
     Record {
         version: VERSION,
         boot_id: store.boot_id().to_owned(),
@@ -313,7 +313,7 @@ pub(super) fn new_record(config: &NetworkConfig, call: &AttachmentCall, store: &
     }
 }
 
-fn mac_of(link: &Link) -> String {
+pub(crate) fn mac_of(link: &Link) -> String {
     let bytes: Vec<String> = link.mac.iter().map(|byte| format!("{byte:02x}")).collect();
     bytes.join(":")
 }
@@ -327,7 +327,7 @@ fn first_host(address: IpNet) -> std::net::IpAddr {
 }
 
 /// The route with the gateway of its family, unless it says that it has none.
-fn with_gateway(route: &Route, record: &Record) -> Route {
+pub(crate) fn with_gateway(route: &Route, record: &Record) -> Route {
     let mut route = route.clone();
     if route.gw.is_none() && !route.is_on_link() {
         let is_ipv4 = route.dst.addr().is_ipv4();

@@ -27,9 +27,10 @@ use std::{
 pub use gc::{GcEntry, GcError, GcOptions, GcReport, collect_garbage};
 use serde_json::Value;
 
+pub(crate) use add::{mac_of, new_record, with_gateway};
 use delegate::Delegate;
 pub(crate) use delegate::DelegateError;
-pub(crate) use rules::restore;
+pub(crate) use rules::{ensure as ensure_rules, restore};
 
 use crate::{
     calls::{self, Call},

@@ -33,7 +33,7 @@ pub(super) fn refuse_listened_ports(ports: &[PortMapping]) -> Result<(), Failure
 }
 
 /// Sees that the rules are there, with the subnets to masquerade; what somebody removed comes back for all Pods.
-pub(super) fn ensure(data_dir: &Path, record: &Record, masqueraded: &[IpNet]) -> Result<(), Failure> {
+pub(crate) fn ensure(data_dir: &Path, record: &Record, masqueraded: &[IpNet]) -> Result<(), Failure> {
     if !record.masquerade && record.ports.is_empty() {
         return Ok(());
     }

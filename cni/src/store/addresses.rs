@@ -157,6 +157,24 @@ impl Store {
         )
     }
 
+    /// Writes the record of an attachment that has its addresses already, from somebody else; with `dry_run` it only
+    /// finds out whether it could.
+    ///
+    /// The caller holds the attachment's lock, and there is no record of the attachment yet.
+    pub(crate) fn adopt(&self, record: &Record, dry_run: bool) -> Result<(), StoreError> {
+        let _lock = if dry_run { None } else { Some(self.lock_network()?) };
+        for lease in &record.addresses {
+            self.require_free(lease.address.addr())?;
+        }
+        if dry_run {
+            return Ok(());
+        }
+        for lease in &record.addresses {
+            self.enter(lease.address.addr(), &owner_link(&record.key))?;
+        }
+        self.write(record)
+    }
+
     /// Who has the address: the attachment that its entry names, if that has a record which lists it.
     fn owner(&self, address: IpAddr) -> Result<Owner, StoreError> {
         let Some(target) = read_link(&self.address_path(address))? else { return Ok(Owner::Nobody) };

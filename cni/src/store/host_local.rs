@@ -128,7 +128,7 @@ impl Draft {
     ///
     /// Without the lock: for what takes time, syncing it, nobody has to wait.
     pub(crate) fn write(directory: &Path, key: &AttachmentKey) -> Result<Self, StoreError> {
-        fs::create_dir_all(directory).map_err(failed("create", directory))?;
+        create(directory)?;
         let path = directory.join(format!(".{}@{}.{}.tmp", key.container_id, key.ifname, process::id()));
         ignore_absence(fs::remove_file(&path)).map_err(failed("remove", &path))?;
         let draft = Self { key: key.clone(), path };
@@ -147,6 +147,11 @@ impl Drop for Draft {
         // One that stays is removed by the DEL of its attachment, ours or host-local's: they go by content.
         let _ = fs::remove_file(&self.path);
     }
+}
+
+/// Makes the directory if it's missing.
+pub(crate) fn create(directory: &Path) -> Result<(), StoreError> {
+    fs::create_dir_all(directory).map_err(failed("create", directory))
 }
 
 /// Waits for the lock and reads all reservations; `None` if the network has never been used on this node.
@@ -301,6 +306,16 @@ impl Reservations {
             }
             Some(_) => return Ok(false),
         }
+        self.link(draft, address)
+    }
+
+    /// Reserves the address, whoever held it.
+    pub(crate) fn replace(&self, draft: &Draft, address: IpAddr) -> Result<(), StoreError> {
+        self.remove(address)?;
+        self.link(draft, address).map(drop)
+    }
+
+    fn link(&self, draft: &Draft, address: IpAddr) -> Result<bool, StoreError> {
         let path = self.path(address);
         match fs::hard_link(&draft.path, &path) {
             // By somebody who doesn't know the lock.
@@ -327,6 +342,11 @@ impl Reservations {
             Holder::Unknown(_) => false,
             holder => !valid.iter().any(|key| holder.is(key)),
         })
+    }
+
+    /// Removes the reservation of one address, whoever holds it.
+    pub(crate) fn remove(&self, address: IpAddr) -> Result<(), StoreError> {
+        self.remove_where(|reservation| reservation.address == Some(address))
     }
 
     fn remove_where(&self, doomed: impl Fn(&Reservation) -> bool) -> Result<(), StoreError> {
