@@ -127,9 +127,11 @@ impl Wire {
             }
             _ => None,
         };
-        let holder = gateway.as_ref().unwrap_or(&bridge);
-        bridge::ensure_addresses(&mut self.host, holder, &gateways, attachment.force_address)?;
-        ensure_forwarding(gateways.iter().map(IpNet::addr))?;
+        if !gateways.is_empty() {
+            let holder = gateway.as_ref().unwrap_or(&bridge);
+            bridge::ensure_addresses(&mut self.host, holder, &gateways, attachment.force_address)?;
+            ensure_forwarding(gateways.iter().map(IpNet::addr))?;
+        }
         Ok((bridge, gateway))
     }
 
