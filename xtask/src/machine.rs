@@ -13,13 +13,14 @@ use nix::sys::utsname::uname;
 use crate::run::check;
 
 /// A program from Debian's packages and what it is for.
-struct Package {
+pub(crate) struct Package {
     name: &'static str,
     program: &'static str,
     purpose: &'static str,
 }
 
-const PACKAGES: [Package; 9] = [
+/// What every tier but the unit tier needs.
+pub(crate) const PACKAGES: [Package; 9] = [
     Package { name: "runc", program: "runc", purpose: "the OCI runtime below containerd" },
     Package { name: "e2fsprogs", program: "mkfs.ext4", purpose: "formats volumes" },
     Package { name: "busybox-static", program: "busybox", purpose: "the content of the test images" },
@@ -30,6 +31,10 @@ const PACKAGES: [Package; 9] = [
     Package { name: "util-linux", program: "findmnt", purpose: "shows mounts" },
     Package { name: "strace", program: "strace", purpose: "kills processes at a chosen system call" },
 ];
+
+/// What the VM tier needs beside those; its guests' root has packages of its own.
+pub(crate) const VM_PACKAGES: [Package; 1] =
+    [Package { name: "qemu-system-x86", program: "qemu-system-x86_64", purpose: "the machine that the VM tier boots" }];
 
 /// The oldest kernel with all that the plugins use: openat2 (5.6), LOOP_CONFIGURE (5.8), mount_setattr (5.12); 5.15
 /// is the first long-term release after those.
@@ -59,15 +64,15 @@ pub(crate) fn check_privileges() -> Result<()> {
     Ok(())
 }
 
-/// Installs what is missing from Debian's packages, after saying so; with `refuse`, only says so.
+/// Installs what is missing of `packages`, after saying so; with `refuse`, only says so.
 ///
 /// # Errors
 ///
 /// When something is missing and may not or can't be installed.
-pub(crate) fn provide_packages(refuse: bool) -> Result<()> {
-    let programs: Vec<&str> = PACKAGES.iter().map(|package| package.program).collect();
+pub(crate) fn provide_packages(packages: &[Package], refuse: bool) -> Result<()> {
+    let programs: Vec<&str> = packages.iter().map(|package| package.program).collect();
     let absent = missing(&programs);
-    let wanted: Vec<&Package> = PACKAGES.iter().filter(|package| absent.contains(&package.program)).collect();
+    let wanted: Vec<&Package> = packages.iter().filter(|package| absent.contains(&package.program)).collect();
     if wanted.is_empty() {
         return Ok(());
     }

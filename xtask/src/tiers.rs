@@ -9,12 +9,12 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use clap::ValueEnum;
+use clap::{ValueEnum, builder::PossibleValue};
 use keelson_testkit::{SKIP_LOG, Snapshot, Tool};
 
 use crate::{
     fuzz,
-    machine::{check_go, check_privileges, provide_packages, provide_tools},
+    machine::{PACKAGES, VM_PACKAGES, check_go, check_privileges, provide_packages, provide_tools},
     run::{cargo, check},
 };
 
@@ -22,13 +22,16 @@ use crate::{
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
     /// The tiers to run; unit, kernel, protocol and node if none is named
-    tiers: Vec<Tier>,
+    tiers: Vec<Choice>,
     /// Refuse to install or build third-party programs: say what is missing instead
     #[arg(long)]
     no_install: bool,
     /// How many seconds the fuzz tier takes for each of its targets
     #[arg(long, default_value_t = 20)]
     seconds: u64,
+    /// In the VM tier, run only the test files that have this in their names
+    #[arg(long, value_name = "PART")]
+    only: Option<String>,
 }
 
 /// A tier of the tests, told apart by the names of the test files.
@@ -44,6 +47,37 @@ enum Tier {
     Node,
     /// Changed inputs at every parser that meets the outside, guided by which branches they take; only if named
     Fuzz,
+    /// The kernel tier and what no machine survives, in guests with Debian's kernel under qemu (root)
+    Vm,
+}
+
+/// What a tier can be asked for with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Choice {
+    One(Tier),
+    All,
+}
+
+impl ValueEnum for Choice {
+    fn value_variants<'a>() -> &'a [Self] {
+        const VARIANTS: [Choice; Tier::ALL.len() + 1] = {
+            let mut variants = [Choice::All; Tier::ALL.len() + 1];
+            let mut index = 0;
+            while index < Tier::ALL.len() {
+                variants[index] = Choice::One(Tier::ALL[index]);
+                index += 1;
+            }
+            variants
+        };
+        &VARIANTS
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        match self {
+            Self::One(tier) => tier.to_possible_value(),
+            Self::All => Some(PossibleValue::new("all").help("All of these")),
+        }
+    }
 }
 
 impl fmt::Display for Tier {
@@ -54,11 +88,14 @@ impl fmt::Display for Tier {
             Self::Protocol => "protocol",
             Self::Node => "node",
             Self::Fuzz => "fuzz",
+            Self::Vm => "vm",
         })
     }
 }
 
 impl Tier {
+    const ALL: [Self; 6] = [Self::Unit, Self::Kernel, Self::Protocol, Self::Node, Self::Fuzz, Self::Vm];
+
     /// The tiers that run when none is named.
     const USUAL: [Self; 4] = [Self::Unit, Self::Kernel, Self::Protocol, Self::Node];
 
@@ -69,7 +106,7 @@ impl Tier {
 
     fn tools(self) -> &'static [Tool] {
         match self {
-            Self::Unit | Self::Kernel | Self::Fuzz => &[],
+            Self::Unit | Self::Kernel | Self::Fuzz | Self::Vm => &[],
             Self::Protocol => &[Tool::CniPlugins, Tool::Cnitool, Tool::CsiSanity],
             Self::Node => &[Tool::Containerd],
         }
@@ -88,6 +125,8 @@ impl Tier {
             Self::Protocol => vec![test(&["--test", "protocol_*"])],
             Self::Node => vec![test(&["--test", "node_*"])],
             Self::Fuzz => vec![fuzz::command(options.seconds)],
+            // Its programs run in guests.
+            Self::Vm => vec![],
         }
     }
 }
@@ -135,16 +174,22 @@ impl Outcome {
 ///
 /// When the machine lacks something. Failing tests are the exit code, after every tier has run.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
-    let tiers: &[Tier] = if options.tiers.is_empty() { &Tier::USUAL } else { &options.tiers };
+    let tiers = chosen(&options.tiers);
     if tiers.iter().any(|tier| !tier.is_pure()) {
         check_privileges()?;
-        provide_packages(options.no_install)?;
+        provide_packages(&PACKAGES, options.no_install)?;
     }
+    let root = if tiers.contains(&Tier::Vm) {
+        provide_packages(&VM_PACKAGES, options.no_install)?;
+        Some(keelson_vm::Root::ensure(options.no_install)?)
+    } else {
+        None
+    };
     if tiers.contains(&Tier::Protocol) {
         // The published contracts are taken out of Go modules, however many tools are built already.
         check_go()?;
     }
-    for tier in tiers {
+    for tier in &tiers {
         provide_tools(tier.tools(), options.no_install)?;
     }
     // The suite's programs, which the tests of another package start.
@@ -156,14 +201,34 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let mut outcomes = Vec::new();
     for tier in tiers {
         println!("\n== {tier} ==");
-        outcomes.push((*tier, run_tier(*tier, options, log.path())?));
+        outcomes.push((tier, run_tier(tier, root.as_ref(), options, log.path())?));
     }
     report(&outcomes);
     let good = outcomes.iter().all(|(_, outcome)| outcome.is_good());
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn run_tier(tier: Tier, options: &Options, log: &Path) -> Result<Outcome> {
+/// The tiers that `choices` name, each once.
+fn chosen(choices: &[Choice]) -> Vec<Tier> {
+    if choices.is_empty() {
+        return Tier::USUAL.to_vec();
+    }
+    let mut tiers = Vec::new();
+    for choice in choices {
+        let named = match choice {
+            Choice::One(tier) => std::slice::from_ref(tier),
+            Choice::All => &Tier::ALL,
+        };
+        for tier in named {
+            if !tiers.contains(tier) {
+                tiers.push(*tier);
+            }
+        }
+    }
+    tiers
+}
+
+fn run_tier(tier: Tier, root: Option<&keelson_vm::Root>, options: &Options, log: &Path) -> Result<Outcome> {
     fs::write(log, "").context("failed to empty the log of skips")?;
     let before = match Snapshot::take() {
         // These tiers must run without root and without any program; they make nothing in the kernel.
@@ -184,6 +249,9 @@ fn run_tier(tier: Tier, options: &Options, log: &Path) -> Result<Outcome> {
         // A test program that doesn't build or is killed prints no closing line.
         outcome.broken |= !child.wait()?.success();
     }
+    if let (Tier::Vm, Some(root)) = (tier, root) {
+        run_shapes(root, options.only.as_deref(), log, &mut outcome);
+    }
     outcome.seconds = start.elapsed().as_secs();
     match before {
         Ok(before) => outcome.left_behind = before.since()?.0,
@@ -192,6 +260,23 @@ fn run_tier(tier: Tier, options: &Options, log: &Path) -> Result<Outcome> {
     let skips = fs::read_to_string(log).context("failed to read the log of skips")?;
     outcome.skipped = skips.lines().map(str::to_owned).collect();
     Ok(outcome)
+}
+
+/// The VM tier: every shape, whatever becomes of the others.
+fn run_shapes(root: &keelson_vm::Root, only: Option<&str>, log: &Path, outcome: &mut Outcome) {
+    for shape in keelson_vm::SHAPES {
+        let ran = keelson_vm::run(shape, root, only, log, &mut |line| {
+            println!("{line}");
+            outcome.count(line);
+        });
+        match ran {
+            Ok(well) => outcome.broken |= !well,
+            Err(error) => {
+                println!("shape {}: {error:#}", shape.name);
+                outcome.broken = true;
+            }
+        }
+    }
 }
 
 fn report(outcomes: &[(Tier, Outcome)]) {
@@ -242,6 +327,17 @@ mod tests {
         outcome.count("test something ... ok");
         assert_eq!((outcome.passed, outcome.failed, outcome.ignored), (7, 3, 1));
         assert!(!outcome.is_good());
+    }
+
+    #[test]
+    fn tiers_run_once_and_the_vm_when_asked_for() {
+        assert_eq!(chosen(&[]), Tier::USUAL);
+        assert_eq!(chosen(&[Choice::One(Tier::Vm)]), [Tier::Vm]);
+        assert_eq!(
+            chosen(&[Choice::One(Tier::Node), Choice::All]),
+            [Tier::Node, Tier::Unit, Tier::Kernel, Tier::Protocol, Tier::Fuzz, Tier::Vm]
+        );
+        assert_eq!(Tier::ALL, Tier::value_variants());
     }
 
     #[test]

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use keelson_testkit::{Tool, workspace_root};
 
 use crate::{
-    machine::{check_privileges, provide_packages, provide_tools},
+    machine::{PACKAGES, check_privileges, provide_packages, provide_tools},
     run::{cargo, check},
 };
 
@@ -39,7 +39,7 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     check_privileges()?;
     if !options.clean {
-        provide_packages(options.no_install)?;
+        provide_packages(&PACKAGES, options.no_install)?;
         provide_tools(&[Tool::Containerd], options.no_install)?;
     }
     eprintln!("Building Keelson");

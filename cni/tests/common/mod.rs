@@ -5,6 +5,8 @@
 
 pub(crate) mod traffic;
 
+pub(crate) mod guest;
+
 use std::{
     io::Write,
     net::IpAddr,

@@ -116,7 +116,8 @@ fn sockets(found: &mut BTreeSet<String>) -> Result<()> {
 }
 
 fn processes(found: &mut BTreeSet<String>) -> Result<()> {
-    const OURS: [&str; 7] = ["keelson", "nodelab", "containerd", "csi-sanity", "cnitool", "runc", "busybox"];
+    const OURS: [&str; 8] =
+        ["keelson", "nodelab", "containerd", "csi-sanity", "cnitool", "runc", "busybox", "qemu-system"];
     let me = std::process::id().to_string();
     for pid in names("/proc")?.into_iter().filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()) && *name != me)
     {

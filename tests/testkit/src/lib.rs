@@ -6,10 +6,12 @@ mod leftovers;
 mod netns;
 mod skip;
 mod tools;
+mod vm;
 mod wait;
 
 pub use leftovers::{Leftovers, Snapshot};
 pub use netns::Netns;
 pub use skip::{SKIP_LOG, is_root, missing, report_skip};
 pub use tools::{Tool, cache_dir, go_module_file, go_version, workspace_root};
+pub use vm::VM_DISK;
 pub use wait::{wait_until, wait_until_async};

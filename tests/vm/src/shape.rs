@@ -1,0 +1,157 @@
+//! The guests that there are: one table.
+
+/// A machine, and what happens in it.
+#[derive(Debug)]
+pub struct Shape {
+    /// What the command line calls it.
+    pub name: &'static str,
+    /// Its NUMA nodes, which have all of its processors and memory.
+    pub nodes: &'static [NumaNode],
+    /// Disks that survive reboots and power cuts, beside the root's, which is as new after each.
+    pub disks: &'static [Disk],
+    /// Kernel modules to load at the start; what the kernel asks modprobe for by itself needs no mention.
+    pub modules: &'static [&'static str],
+    /// Arguments for the kernel beside the usual ones.
+    pub kernel_arguments: &'static [&'static str],
+    /// What happens, in order. The first boot is no step.
+    pub steps: &'static [Step],
+}
+
+/// Processors and memory that are near each other.
+#[derive(Debug)]
+pub struct NumaNode {
+    /// Virtual processors.
+    pub cpus: u32,
+    /// Memory.
+    pub memory_mib: u32,
+}
+
+/// An ext4 filesystem on a virtio disk.
+#[derive(Debug)]
+pub struct Disk {
+    /// Where it is mounted. The first disk's is told to the tests in `KEELSON_VM_DISK`.
+    pub mount: &'static str,
+    /// Its size; what isn't written takes no space on the host.
+    pub size_mib: u32,
+}
+
+/// One thing that happens in a guest.
+#[derive(Debug)]
+pub enum Step {
+    /// Tests run to their end.
+    Run(Tests),
+    /// The guest shuts down in order, and boots again.
+    Reboot,
+    /// A test that works until it is killed, printing a line that starts with `call: ` for each thing done, loses the
+    /// power after a random number of lines; the guest boots again.
+    CutPowerDuring(Tests),
+}
+
+/// Some tests of a package.
+#[derive(Debug)]
+pub struct Tests {
+    /// The package.
+    pub package: &'static str,
+    /// The test file without `.rs`, or its start and `*`.
+    pub target: &'static str,
+    /// The one test to run; all, if none is named.
+    pub only: Option<&'static str>,
+    /// Tests that are left out: a part of their names, and the reason.
+    pub without: &'static [(&'static str, &'static str)],
+}
+
+/// What the lines start with that a test prints in [`Step::CutPowerDuring`].
+pub(crate) const PROGRESS: &str = "call: ";
+
+/// Every shape.
+pub const SHAPES: &[Shape] = &[Shape {
+    name: "cni",
+    nodes: &[NumaNode { cpus: 1, memory_mib: 1024 }, NumaNode { cpus: 1, memory_mib: 1024 }],
+    disks: &[Disk { mount: "/mnt/state", size_mib: 256 }],
+    // What the tests look for before they run; on a node the first VLAN, SCTP mapping or dummy link loads it.
+    modules: &["8021q", "sctp", "dummy"],
+    kernel_arguments: &[],
+    steps: &[
+        Step::Run(Tests {
+            package: "keelson-cni",
+            target: "kernel_*",
+            only: None,
+            without: &[("killed_", "hundreds of traced processes take an hour under emulation")],
+        }),
+        Step::Run(cni_phase("vm_reboot", "pods_run_before_the_reboot")),
+        Step::Reboot,
+        Step::Run(cni_phase("vm_reboot", "after_the_reboot_nothing_is_left")),
+        Step::CutPowerDuring(cni_phase("vm_power_cut", "calls_until_the_power_is_cut")),
+        Step::Run(cni_phase("vm_power_cut", "after_the_power_cut_all_works")),
+        Step::CutPowerDuring(cni_phase("vm_power_cut", "calls_until_the_power_is_cut")),
+        Step::Run(cni_phase("vm_power_cut", "after_the_power_cut_all_works")),
+    ],
+}];
+
+const fn cni_phase(target: &'static str, test: &'static str) -> Tests {
+    Tests { package: "keelson-cni", target, only: Some(test), without: &[] }
+}
+
+impl Shape {
+    /// What it has, for people.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        format!(
+            "{} vCPUs on {} NUMA nodes, {} MiB, {} disks",
+            self.cpus(),
+            self.nodes.len(),
+            self.memory_mib(),
+            self.disks.len()
+        )
+    }
+
+    pub(crate) fn cpus(&self) -> u32 {
+        self.nodes.iter().map(|node| node.cpus).sum()
+    }
+
+    pub(crate) fn memory_mib(&self) -> u32 {
+        self.nodes.iter().map(|node| node.memory_mib).sum()
+    }
+
+    /// The tests of all steps.
+    pub(crate) fn tests(&self) -> impl Iterator<Item = &Tests> {
+        self.steps.iter().filter_map(|step| match step {
+            Step::Run(tests) | Step::CutPowerDuring(tests) => Some(tests),
+            Step::Reboot => None,
+        })
+    }
+}
+
+impl Tests {
+    /// Whether the test program `target` of `package` is meant.
+    pub(crate) fn names(&self, package: &str, target: &str) -> bool {
+        package == self.package
+            && match self.target.strip_suffix('*') {
+                Some(start) => target.starts_with(start),
+                None => target == self.target,
+            }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_shape_can_be_told_apart_and_does_something() {
+        for (index, shape) in SHAPES.iter().enumerate() {
+            assert!(SHAPES[..index].iter().all(|other| other.name != shape.name), "{} is there twice", shape.name);
+            assert!(shape.tests().count() > 0 && shape.cpus() > 0 && shape.memory_mib() > 0, "{}", shape.name);
+        }
+    }
+
+    #[test]
+    fn tests_are_named_by_file_or_by_its_start() {
+        let tests = |target| Tests { package: "p", target, only: None, without: &[] };
+        assert!(tests("kernel_*").names("p", "kernel_vlan"));
+        assert!(!tests("kernel_*").names("p", "protocol_vlan"));
+        assert!(!tests("kernel_*").names("q", "kernel_vlan"));
+        assert!(tests("vm_reboot").names("p", "vm_reboot"));
+        assert!(!tests("vm_reboot").names("p", "vm_reboots"));
+    }
+}
