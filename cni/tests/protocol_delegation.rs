@@ -176,6 +176,24 @@ fn the_reference_bridge_gets_its_addresses_from_ours_in_every_version() {
 }
 
 #[test]
+fn gc_gives_the_addresses_back_to_the_delegated_plugin() {
+    skip_unless!(is_root(), "needs root");
+    skip_unless!(go_version().is_ok(), "needs Go to build the reference plugins");
+    let node = Node::new();
+    let pods = [Netns::new().unwrap(), Netns::new().unwrap()];
+    let mut config = ours(&node, "1.1.0");
+    added(&node, "stays", &pods[0], &config);
+    added(&node, "goes", &pods[1], &config);
+    config["cni.dev/valid-attachments"] = json!([{"containerID": "stays", "ifname": "eth0"}]);
+    call(&node, "GC", "", Path::new(""), &config).silent();
+    assert_eq!(node.records(), ["stays@eth0"]);
+    // The reference's host-local knows no GC: it was asked for a DEL.
+    assert_eq!(reserved(&node), ["10.77.0.2", "fd77::2"]);
+    assert!(!ip(&pods[1], &["link"]).contains("eth0"));
+    call(&node, "DEL", "stays", Path::new(""), &config).silent();
+}
+
+#[test]
 fn status_asks_the_delegated_plugin_and_misses_one_that_is_gone() {
     skip_unless!(is_root(), "needs root");
     skip_unless!(go_version().is_ok(), "needs Go to build the reference plugins");

@@ -319,6 +319,11 @@ impl NetworkConfig {
         Ok(Some(keys))
     }
 
+    /// Whether attachments of this config have links of ours.
+    pub(crate) fn makes_links(&self) -> bool {
+        !self.is_ipam && self.persona != Persona::PortMap
+    }
+
     /// As which plugin this one was called.
     pub(crate) fn persona(&self) -> Persona {
         self.persona

@@ -11,7 +11,7 @@ use std::{
 use keelson_host::Problem;
 use serde_json::Value;
 
-use crate::config::{network::NetworkConfig, result::CniResult};
+use crate::config::{invocation::AttachmentKey, network::NetworkConfig, result::CniResult};
 
 /// Why a delegated plugin did not do its part.
 #[derive(Debug, thiserror::Error)]
@@ -58,7 +58,7 @@ impl<'a> Delegate<'a> {
 
     /// ADD: the addresses that it gave.
     pub(super) fn add(&self) -> Result<CniResult, DelegateError> {
-        let output = self.run("ADD")?;
+        let output = self.run("ADD", &[])?;
         let no_result = |fault: String| DelegateError::NoResult { plugin: self.plugin.to_owned(), fault };
         let value: Value = serde_json::from_slice(&output).map_err(|error| no_result(error.to_string()))?;
         let problem = |problem: Problem| no_result(problem.to_string());
@@ -70,9 +70,15 @@ impl<'a> Delegate<'a> {
         self.call("DEL")
     }
 
+    /// DEL of another attachment than the one that this call is about.
+    pub(super) fn delete_other(&self, key: &AttachmentKey) -> Result<(), DelegateError> {
+        let about = [("CNI_CONTAINERID", key.container_id.as_str()), ("CNI_IFNAME", &key.ifname), ("CNI_NETNS", "")];
+        self.run("DEL", &about).map(drop)
+    }
+
     /// A verb that answers nothing.
     pub(super) fn call(&self, verb: &str) -> Result<(), DelegateError> {
-        self.run(verb).map(drop)
+        self.run(verb, &[]).map(drop)
     }
 
     /// Its name.
@@ -80,10 +86,12 @@ impl<'a> Delegate<'a> {
         self.plugin
     }
 
-    fn run(&self, verb: &str) -> Result<Vec<u8>, DelegateError> {
+    /// Executes it with our environment, but for the verb and what `about` names.
+    fn run(&self, verb: &str, about: &[(&str, &str)]) -> Result<Vec<u8>, DelegateError> {
         let failed = |source| DelegateError::Execute { path: self.path.clone(), source };
         let mut child = Command::new(&self.path)
             .env("CNI_COMMAND", verb)
+            .envs(about.iter().copied())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

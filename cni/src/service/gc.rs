@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::{
     del::detach_locked,
+    delegate::Delegate,
     heal::{self, Life},
 };
 use crate::{
@@ -85,7 +86,7 @@ pub struct GcError(#[from] Failure);
 /// [`GcError`] if records or links can't be listed. That one attachment can't be freed is in the report.
 pub fn collect_garbage(data_dir: &Path, network: &str, options: &GcOptions) -> Result<GcReport, GcError> {
     let store = Store::new(data_dir, network).map_err(Failure::from)?;
-    let collected = collect(&store, network, options)?;
+    let collected = collect(&store, network, options, None)?;
     Ok(collected.report)
 }
 
@@ -97,7 +98,8 @@ pub(super) fn gc(config: &NetworkConfig) -> Result<(), Failure> {
     let valid = valid.into_iter().map(|key| (key.container_id, key.ifname)).collect();
     let store = Store::new(&config.data_dir, &config.name)?;
     let options = GcOptions { valid: Some(valid), ..GcOptions::default() };
-    let mut collected = collect(&store, &config.name, &options)?;
+    let delegate = Delegate::of(config)?;
+    let mut collected = collect(&store, &config.name, &options, delegate.as_ref())?;
     for entry in &collected.report.skipped {
         calls::note(format!("GC left {} alone: {}", entry.owner, entry.reason));
     }
@@ -115,7 +117,13 @@ struct Collected {
     failures: Vec<Failure>,
 }
 
-fn collect(store: &Store, network: &str, options: &GcOptions) -> Result<Collected, Failure> {
+/// `delegate` is the plugin that addresses return to which aren't ours, if it can be asked.
+fn collect(
+    store: &Store,
+    network: &str,
+    options: &GcOptions,
+    delegate: Option<&Delegate<'_>>,
+) -> Result<Collected, Failure> {
     let mut collected = Collected::default();
     if !store.directory().is_dir() {
         return Ok(collected);
@@ -129,7 +137,7 @@ fn collect(store: &Store, network: &str, options: &GcOptions) -> Result<Collecte
     candidates.retain(|key| !is_listed(key));
     if !candidates.is_empty() {
         let mut host = RouteSocket::open()?;
-        let look = Look { links: heal::links(&mut host)?, inhabited: OnceCell::new(), options };
+        let look = Look { links: heal::links(&mut host)?, inhabited: OnceCell::new(), options, delegate };
         for key in &candidates {
             collected.one(store, &mut host, network, &look, key);
         }
@@ -173,7 +181,10 @@ impl Collected {
         match verdict {
             Err(reason) => self.report.skipped.push(entry(reason)),
             Ok(reason) if look.options.dry_run => self.report.freed.push(entry(reason)),
-            Ok(reason) => match detach_locked(store, host, network, key) {
+            Ok(reason) => match look
+                .give_back(found.as_ref().ok().and_then(Option::as_ref))
+                .and_then(|()| detach_locked(store, host, network, key))
+            {
                 Ok(()) => self.report.freed.push(entry(reason)),
                 Err(failure) => {
                     self.report.failed.push(entry(failure.one_line()));
@@ -192,6 +203,7 @@ struct Look<'a> {
     /// The namespaces with processes, if somebody wants to know.
     inhabited: OnceCell<Inhabited>,
     options: &'a GcOptions,
+    delegate: Option<&'a Delegate<'a>>,
 }
 
 impl Look<'_> {
@@ -199,8 +211,19 @@ impl Look<'_> {
         self.links.contains(name)
     }
 
+    /// Returns addresses that are another plugin's to it.
+    fn give_back(&self, record: Option<&Record>) -> Result<(), Failure> {
+        match (self.delegate, record.filter(|record| record.ipam_plugin.is_some())) {
+            (Some(delegate), Some(record)) => Ok(delegate.delete_other(&record.key)?),
+            _ => Ok(()),
+        }
+    }
+
     /// Why an attachment that isn't listed is freed, or as an error why it isn't; `None` if it is no garbage.
     fn judge(&self, record: &Record) -> Option<Result<String, String>> {
+        if let (None, Some(_), Some(plugin)) = (self.delegate, &self.options.valid, &record.ipam_plugin) {
+            return Some(Err(format!("its addresses are those of the plugin {plugin}: DEL returns them")));
+        }
         let life = heal::life(record, |name| self.has_link(name));
         if self.options.valid.is_none() {
             return match life {

@@ -34,7 +34,7 @@ pub(super) fn status(config: &NetworkConfig) -> Result<(), Failure> {
     Delegate::of(config).map_err(|error| Failure::Unavailable(error.to_string()))?;
     let store = Store::new(&config.data_dir, &config.name)?;
     require_writable(store.directory())?;
-    if let Some(bridge) = attachment.bridge.as_deref().filter(|_| !config.is_ipam) {
+    if let Some(bridge) = attachment.bridge.as_deref().filter(|_| config.makes_links()) {
         let mut host = RouteSocket::open()?;
         match bridge::find(&mut host, bridge) {
             Ok(Some(_)) => {}
