@@ -93,7 +93,7 @@ pub(super) fn undo(store: &Store, host: &mut RouteSocket, record: &Record) -> Re
         // It only matters after a kill; a full disk must not keep the link alive.
         let _ = store.write(&Record { state: AttachmentState::Pending, ..record.clone() });
     }
-    rules::end(record)?;
+    let _to_close = rules::end(record)?;
     if !record.host_interface.is_empty() {
         link::delete(host, &record.host_interface)?;
     }

@@ -84,22 +84,25 @@ fn start_with(socket: &mut NetfilterSocket, host: &mut RouteSocket, record: &Rec
 }
 
 /// Ends what [`start`] started, or any part of it.
-pub(super) fn end(record: &Record) -> Result<(), Failure> {
+///
+/// The socket is for closing after the links are removed: the kernel closes it when nobody looks at the removed elements
+/// any more, and waits for the same while it removes a link.
+pub(super) fn end(record: &Record) -> Result<Option<NetfilterSocket>, Failure> {
     if record.ports.is_empty() && !record.spoof_check {
-        return Ok(());
+        return Ok(None);
     }
     let mut socket = NetfilterSocket::open()?;
     if record.spoof_check {
         spoofing::release(&mut socket, &record.host_interface)?;
     }
-    let Some(publication) = publication(record) else { return Ok(()) };
+    let Some(publication) = publication(record) else { return Ok(Some(socket)) };
     ports::withdraw(&mut socket, &publication)?;
     for port in publication.ports.iter().filter(|port| port.protocol == Protocol::Udp) {
         for target in publication.addresses.iter().filter(|target| port.is_of(target.is_ipv4())) {
             conntrack::end_those_to(&mut socket, *target, port.host_port)?;
         }
     }
-    Ok(())
+    Ok(Some(socket))
 }
 
 /// What is masqueraded otherwise, each as a part of a sentence.
