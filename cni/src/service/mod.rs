@@ -121,7 +121,9 @@ fn serve(executable: &Executable) -> Served {
         Err(error) => return unlogged(Err(error.into())),
     };
     drop(parsing);
-    let call = Some((config.data_dir.join(&config.name), about_call(&invocation)));
+    // The reference reads every file in host-local's directory on every call: no log belongs there.
+    let is_logged = config.persona() != Persona::HostLocal;
+    let call = is_logged.then(|| (config.data_dir.join(&config.name), about_call(&invocation)));
     Served { outcome: dispatch(&invocation, &config), version: config.version, call }
 }
 
