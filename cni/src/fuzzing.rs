@@ -17,7 +17,8 @@ use crate::{
         version::SpecVersion,
     },
     error::Failure,
-    kernel, store,
+    kernel,
+    store::{self, host_local::Holder},
 };
 
 /// A network config: read for every verb, in both personas.
@@ -130,6 +131,21 @@ pub fn result(text: &[u8]) {
 /// A network's files in the store: a JSON object of their names and what they hold.
 pub fn store(text: &[u8]) {
     store::fuzzing::check(text);
+}
+
+/// The content of a file in which host-local keeps who has an address.
+pub fn host_local(content: &[u8]) {
+    let holder = Holder::parse(content);
+    assert!(!holder.describe().contains('\n'), "{holder:?}");
+    let written = match &holder {
+        Holder::Attachment(key) => {
+            assert_eq!(interface_name_fault(&key.ifname), None);
+            format!("{}\r\n{}", key.container_id, key.ifname)
+        }
+        Holder::Container(container_id) => container_id.clone(),
+        Holder::Nobody | Holder::Unknown(_) => return,
+    };
+    assert_eq!(Holder::parse(written.as_bytes()), holder);
 }
 
 /// A datagram from the kernel.

@@ -5,6 +5,7 @@
 mod fuzz;
 mod lint;
 mod machine;
+mod mutants;
 mod run;
 mod tiers;
 mod trial;
@@ -27,6 +28,8 @@ enum Command {
     Try(trial::Options),
     /// Run the tests: all tiers from unit to node, or the ones named
     Test(tiers::Options),
+    /// Change the CNI plugin's decisions, parsers and store one thing at a time: does a unit test notice? (hours)
+    Mutants(mutants::Options),
     /// Check formatting, clippy and the documentation
     Lint,
     /// Check the dependencies' licences, duplicates and sources (needs cargo-deny)
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Try(options) => trial::run(&options),
         Command::Test(options) => tiers::run(&options),
+        Command::Mutants(options) => mutants::run(&options),
         Command::Lint => lint::lint(),
         Command::Deny => lint::deny(),
         Command::Tools => machine::build_tools(&keelson_testkit::Tool::ALL),

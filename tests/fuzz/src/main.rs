@@ -29,11 +29,12 @@ struct Target {
     run: fn(&[u8]),
 }
 
-const TARGETS: [Target; 5] = [
+const TARGETS: [Target; 6] = [
     Target { name: "network", run: fuzzing::network },
     Target { name: "environment", run: fuzzing::environment },
     Target { name: "result", run: fuzzing::result },
     Target { name: "store", run: fuzzing::store },
+    Target { name: "host_local", run: fuzzing::host_local },
     Target { name: "netlink", run: fuzzing::netlink },
 ];
 
