@@ -173,7 +173,10 @@ pub(crate) fn lock(directory: &Path) -> Result<Reservations, StoreError> {
         let path = entry.path();
         let kind = entry.file_type().map_err(failed("inspect", &path))?;
         let address = name.to_str().and_then(|name| name.parse().ok());
-        let holder = if kind.is_file() {
+        let holder = if let Some(key) = name.to_str().and_then(key_of_draft) {
+            // By its name, for a call may have been killed before it wrote.
+            Holder::Attachment(key)
+        } else if kind.is_file() {
             match read_short(&path) {
                 Ok(content) if content.len() as u64 > LONGEST_CONTENT => Holder::Unknown("is too long".to_owned()),
                 Ok(content) => Holder::parse(&content),
@@ -186,6 +189,13 @@ pub(crate) fn lock(directory: &Path) -> Result<Reservations, StoreError> {
         found.push(Reservation { path, address, holder });
     }
     Ok(Reservations { directory: directory.to_owned(), found, _lock: lock })
+}
+
+/// Whose draft is called so: `.<id>@<interface>.<pid>.tmp`.
+fn key_of_draft(name: &str) -> Option<AttachmentKey> {
+    let (rest, process) = name.strip_prefix('.')?.strip_suffix(".tmp")?.rsplit_once('.')?;
+    let (container_id, ifname) = rest.split_once('@').filter(|_| process.parse::<u32>().is_ok())?;
+    Some(AttachmentKey { container_id: container_id.to_owned(), ifname: ifname.to_owned() })
 }
 
 /// The content of a file, but not more than tells that it's too long. What a name leads to may change after it was
