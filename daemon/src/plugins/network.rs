@@ -10,7 +10,10 @@ use std::{
     time::Duration,
 };
 
-use keelson_cni::{InstallError, Installed, NetworkSection, NetworkSettings, Uninstalled, install, restore_rules};
+use keelson_cni::{
+    GcOptions, InstallError, Installed, NetworkSection, NetworkSettings, Uninstalled, collect_garbage, install,
+    restore_rules,
+};
 use keelson_host::{Node, Problems, error_chain};
 use prometheus_client::{metrics::counter::Counter, registry::Registry};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
@@ -124,7 +127,32 @@ impl Network {
         }
         let data_dir = self.settings.data_dir().to_owned();
         tokio::task::spawn_blocking(move || restore_rules(&data_dir)).await??;
+        self.heal().await?;
         Ok(changed)
+    }
+
+    /// Frees attachments whose link is gone, which nobody may ever ask to be freed. What can't be freed is no reason for
+    /// not being ready: new Pods get their network.
+    async fn heal(&self) -> Result<(), PluginError> {
+        let (data_dir, network) = (self.settings.data_dir().to_owned(), self.settings.name().to_owned());
+        let healed =
+            tokio::task::spawn_blocking(move || collect_garbage(&data_dir, &network, &GcOptions::default())).await?;
+        match healed {
+            Ok(report) => {
+                for entry in &report.freed {
+                    tracing::info!(owner = entry.owner, addresses = ?entry.addresses, "freed an attachment without a link");
+                }
+                for entry in &report.failed {
+                    tracing::warn!(
+                        owner = entry.owner,
+                        reason = entry.reason,
+                        "failed to free an attachment without a link"
+                    );
+                }
+            }
+            Err(error) => tracing::warn!(error = error_chain(&error), "failed to look for attachments without a link"),
+        }
+        Ok(())
     }
 }
 
