@@ -4,6 +4,7 @@
 //! node's config, and [`install`], which puts the executable and a network config where a container runtime finds them.
 
 mod calls;
+mod codes;
 mod config;
 mod error;
 #[cfg(feature = "fuzzing")]
@@ -17,6 +18,7 @@ mod service;
 mod store;
 
 pub use calls::{Call, Phase, last_calls};
+pub use codes::{ERROR_CODES, ErrorCode, explain};
 pub use config::{NetworkMode, NetworkSection, NetworkSettings};
 pub use install::{
     InstallError, Installed, RestoreError, UninstallError, Uninstalled, install, restore_rules, uninstall,
