@@ -79,6 +79,23 @@ pub fn install(settings: &NetworkSettings, executable: &Path) -> Result<Installe
     Ok(Installed { conflist, conflist_changed, executable: installed_executable, executable_changed })
 }
 
+/// The files of [`install`] that are missing, and those that hold something else, without touching them.
+pub(crate) fn look(settings: &NetworkSettings, executable: Option<&Path>) -> (Vec<PathBuf>, Vec<PathBuf>) {
+    let (mut missing, mut different) = (Vec::new(), Vec::new());
+    // Without the original there is nothing to compare with.
+    let program = executable.and_then(|path| fs::read(path).ok());
+    for (path, wanted) in
+        [(settings.executable_path(), program), (settings.conflist_path(), Some(conflist_text(settings)))]
+    {
+        match fs::read(&path) {
+            Err(_) => missing.push(path),
+            Ok(found) if wanted.is_some_and(|wanted| wanted != found) => different.push(path),
+            Ok(_) => {}
+        }
+    }
+    (missing, different)
+}
+
 fn replace(path: &Path, content: &[u8], mode: u32) -> Result<bool, InstallError> {
     if fs::read(path).is_ok_and(|found| found == content) {
         return Ok(false);

@@ -13,6 +13,7 @@ pub mod fuzzing;
 mod install;
 mod kernel;
 pub mod migration;
+pub mod operator;
 mod policy;
 mod service;
 mod store;

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use keelson_cni::operator::OperatorError;
 use keelson_host::{Problems, Unread};
 
 use crate::{config::ConfigError, observability::ObservabilityError, plugins::PluginKind};
@@ -61,6 +62,21 @@ pub enum Failure {
         /// What failed; the rest was done.
         failures: Vec<String>,
     },
+    /// The node's networks could not be looked at.
+    #[error(transparent)]
+    Network(#[from] OperatorError),
+    /// The doctor found errors, and has told them.
+    #[error("{errors} of the findings are errors")]
+    Findings {
+        /// How many.
+        errors: usize,
+    },
+    /// A number that is no error code of the CNI plugin's.
+    #[error("{code} is no error code of keelson-cni's; `keelson network explain` lists them")]
+    UnknownCode {
+        /// The number.
+        code: u32,
+    },
     /// Parts of the host could not be read.
     #[error("failed to read parts of the host: {}", unread.iter().map(|part| part.error.as_str()).collect::<Vec<_>>().join("; "))]
     Inspect {
@@ -88,6 +104,9 @@ impl Failure {
             | Self::Grace { .. }
             | Self::UncleanStop { .. }
             | Self::Uninstall { .. }
+            | Self::Network(_)
+            | Self::Findings { .. }
+            | Self::UnknownCode { .. }
             | Self::Inspect { .. }
             | Self::System { .. } => ExitCode::FAILURE,
         }

@@ -67,30 +67,31 @@ pub(crate) fn remove(index: u32, address: IpNet) -> RouteNetlinkMessage {
 
 /// The addresses of link `index`.
 pub(crate) fn of_link(socket: &mut RouteSocket, index: u32) -> Result<Vec<IpNet>, KernelError> {
-    list(socket, index)
+    Ok(list(socket, index)?.iter().filter_map(|answer| found(answer, index)).collect())
 }
 
-/// The addresses of all links.
-pub(crate) fn all(socket: &mut RouteSocket) -> Result<Vec<IpAddr>, KernelError> {
-    Ok(list(socket, 0)?.iter().map(IpNet::addr).collect())
+/// The addresses of all links, each with the link's index.
+pub(crate) fn all(socket: &mut RouteSocket) -> Result<Vec<(u32, IpNet)>, KernelError> {
+    Ok(list(socket, 0)?.iter().filter_map(found_anywhere).collect())
 }
 
-/// The addresses of link `index`, or of all for 0.
-fn list(socket: &mut RouteSocket, index: u32) -> Result<Vec<IpNet>, KernelError> {
+/// What the kernel tells of the addresses of link `index`, or of all for 0.
+fn list(socket: &mut RouteSocket, index: u32) -> Result<Vec<RouteNetlinkMessage>, KernelError> {
     let message = RouteNetlinkMessage::new(libc::RTM_GETADDR, &fixed(0, 0, index), &Attributes::new());
-    let answers = socket.dump("list the addresses of links", &message)?;
-    Ok(answers.iter().filter_map(|answer| found(answer, index)).collect())
+    socket.dump("list the addresses of links", &message)
 }
 
-/// The address that an answer tells of, if it is one of link `index`; 0 means any.
+/// The address that an answer tells of, if it is one of link `index`.
 pub(super) fn found(answer: &RouteNetlinkMessage, index: u32) -> Option<IpNet> {
+    found_anywhere(answer).filter(|(link, _)| *link == index).map(|(_, address)| address)
+}
+
+/// The address that an answer tells of, with its link's index.
+fn found_anywhere(answer: &RouteNetlinkMessage) -> Option<(u32, IpNet)> {
     let (&[_, prefix_len, _, _, a, b, c, d], attributes) = answer.parts(libc::RTM_NEWADDR)?;
-    if index != 0 && u32::from_ne_bytes([a, b, c, d]) != index {
-        return None;
-    }
     // For IPv4 `IFA_LOCAL` is the link's own address; IPv6 has only `IFA_ADDRESS`.
     let own = attribute(attributes, libc::IFA_LOCAL).or_else(|| attribute(attributes, libc::IFA_ADDRESS))?;
-    IpNet::new(from_octets(own)?, prefix_len).ok()
+    Some((u32::from_ne_bytes([a, b, c, d]), IpNet::new(from_octets(own)?, prefix_len).ok()?))
 }
 
 /// How long duplicate address detection may take: a second of probing after at most one of random delay, unless

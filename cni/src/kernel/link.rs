@@ -127,6 +127,12 @@ impl Link {
         }
         Some(link)
     }
+
+    /// Its Ethernet address as it is written: `6e:43:c4:58:2a:f3`.
+    pub(crate) fn mac_text(&self) -> String {
+        let bytes: Vec<String> = self.mac.iter().map(|byte| format!("{byte:02x}")).collect();
+        bytes.join(":")
+    }
 }
 
 /// What `IFLA_AF_SPEC` holds of IPv6: below the family's number its switches, in the order of linux/ipv6.h.

@@ -14,6 +14,7 @@ mod message;
 mod netfilter;
 mod netlink;
 pub(crate) mod netns;
+pub(crate) mod nft_chains;
 mod nftables;
 pub(crate) mod ports;
 pub(crate) mod route;

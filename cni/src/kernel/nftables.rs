@@ -14,7 +14,7 @@ use super::{
 pub(crate) type NetfilterStep = Step<NetfilterMessage>;
 
 /// `NFNL_SUBSYS_NFTABLES` (linux/netfilter/nfnetlink.h).
-const SUBSYSTEM: u8 = 10;
+pub(super) const SUBSYSTEM: u8 = 10;
 
 /// A table, by family and name.
 #[derive(Clone, Copy, Debug)]

@@ -107,6 +107,13 @@ pub(crate) struct FoundRoute {
     pub(crate) table: u32,
 }
 
+impl FoundRoute {
+    /// Whether it is one of the kernel's own, to the host's addresses (rtnetlink(7), `RT_TABLE_LOCAL`).
+    pub(crate) fn is_local(&self) -> bool {
+        self.table == 255
+    }
+}
+
 /// The routes of both families in the socket's namespace.
 pub(crate) fn all(socket: &mut RouteSocket) -> Result<Vec<FoundRoute>, KernelError> {
     let mut found = Vec::new();

@@ -38,6 +38,12 @@ pub(crate) fn gateway_port(gateway: &str) -> String {
     format!("kg{:013x}", hash(&["gateway", gateway]) >> 12)
 }
 
+/// Whether `name` may be one that [`host_interface`] gives.
+pub(crate) fn is_host_interface(name: &str) -> bool {
+    name.strip_prefix("kl")
+        .is_some_and(|digits| digits.len() == 13 && digits.bytes().all(|digit| digit.is_ascii_hexdigit()))
+}
+
 /// The Ethernet address of a link on the host that an attachment has for itself.
 pub(crate) fn host_mac(host_interface: &str) -> Mac {
     hashed_mac(&["host", host_interface])

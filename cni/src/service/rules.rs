@@ -63,7 +63,7 @@ pub(super) fn start(host: &mut RouteSocket, record: &Record) -> Result<(), Failu
     let mut own = Vec::new();
     for port in publication.ports.iter().filter(|port| port.protocol == Protocol::Udp) {
         if own.is_empty() {
-            own = address::all(host)?;
+            own = address::all(host)?.into_iter().map(|(_, address)| address.addr()).collect();
         }
         for target in publication.addresses.iter().filter(|target| port.is_of(target.is_ipv4())) {
             let wanted = port.address().map_or_else(|| own.clone(), |address| vec![address]);
@@ -134,6 +134,27 @@ pub(super) fn differences(record: &Record) -> Result<Vec<String>, KernelError> {
         differences.extend(spoofing::differences(&mut socket, &record.host_interface, &mac_of(record))?);
     }
     Ok(differences)
+}
+
+/// What nftables lacks of all that complete attachments among `records` need, each once, as a part of a sentence.
+pub(crate) fn all_differences<'a>(
+    records: impl Iterator<Item = &'a Record> + Clone,
+) -> Result<Vec<String>, KernelError> {
+    let complete = records.filter(|record| record.state == AttachmentState::Active);
+    let masqueraded = complete.clone().filter(|record| record.masquerade);
+    let mut subnets: Vec<IpNet> =
+        masqueraded.flat_map(|record| &record.addresses).map(|lease| lease.address.trunc()).collect();
+    subnets.sort();
+    subnets.dedup();
+    let mut all = if subnets.is_empty() { Vec::new() } else { masquerade_differences(&subnets)? };
+    for record in complete {
+        for difference in differences(record)? {
+            if !all.contains(&difference) {
+                all.push(difference);
+            }
+        }
+    }
+    Ok(all)
 }
 
 /// Brings back the tables' rules, and the elements of all attachments below `data_dir`, where any of them is missing.

@@ -26,15 +26,18 @@ fn is_boot_id(name: &OsStr) -> bool {
         })
 }
 
+/// The boots' directories in `network_dir` except that of `current`.
+pub(super) fn others(network_dir: &Path, current: &str) -> Result<Vec<PathBuf>, StoreError> {
+    let is_other = |(path, kind): &(PathBuf, FileType)| {
+        let name = path.file_name().unwrap_or_default();
+        kind.is_dir() && is_boot_id(name) && name != current
+    };
+    Ok(entries(network_dir)?.into_iter().filter(is_other).map(|(path, _)| path).collect())
+}
+
 /// Removes the boots' directories in `network_dir` except that of `current`.
 pub(super) fn remove_others(network_dir: &Path, current: &str) -> Result<(), StoreError> {
-    for (path, kind) in entries(network_dir)? {
-        let name = path.file_name().unwrap_or_default();
-        if kind.is_dir() && is_boot_id(name) && name != current {
-            remove(&path)?;
-        }
-    }
-    Ok(())
+    others(network_dir, current)?.iter().try_for_each(|path| remove(path))
 }
 
 /// Removes a boot's directory if all that is in it is a store's, else leaves all of it.

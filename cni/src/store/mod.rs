@@ -17,6 +17,7 @@ pub(crate) mod fuzzing;
 pub(crate) mod host_local;
 mod lock;
 mod record;
+mod survey;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 mod config;
 mod inspect;
+mod network;
 mod output;
 mod run;
 mod storage_helper;
@@ -34,6 +35,12 @@ enum Command {
     Config(config::ConfigCommand),
     /// Show what this machine is: CPUs, NUMA nodes, devices, links, mounts, cgroups
     Inspect(inspect::InspectArguments),
+    /// Look at the node's networks and look after them
+    ///
+    /// Reads records and kernel directly, whether or not a daemon runs. Links and rules are those of the network
+    /// namespace that it is started in: run it on the host, or in a Pod with hostNetwork.
+    #[command(subcommand)]
+    Network(network::NetworkCommand),
     /// Remove what Keelson put on the node, except volumes
     Uninstall(ConfigArguments),
     /// Print the version
@@ -81,6 +88,7 @@ pub fn run(arguments: Arguments) -> ExitCode {
         Command::StorageHelper(arguments) => return storage_helper::run(arguments),
         Command::Config(command) => config::run(&command),
         Command::Inspect(arguments) => inspect::run(&arguments),
+        Command::Network(command) => network::run(&command),
         Command::Uninstall(arguments) => uninstall::run(&arguments),
         Command::Version => version::run(),
     };

@@ -18,7 +18,7 @@ pub(super) fn print(text: &str) -> Result<(), Failure> {
 }
 
 /// Prints `value` as indented JSON.
-pub(super) fn print_json<T: Serialize>(value: &T) -> Result<(), Failure> {
+pub(super) fn print_json<T: Serialize + ?Sized>(value: &T) -> Result<(), Failure> {
     let mut text = serde_json::to_string_pretty(value)
         .map_err(|error| Failure::System { action: "turn the answer into JSON", source: error.into() })?;
     text.push('\n');

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{NodeConfig, to_value};
 
 pub use kind::PluginKind;
+pub(crate) use network::find_executable as find_cni_executable;
 pub use process::{STOP_GRACE, run};
 
 /// An error of a plugin's crate, to be told and not to be decided upon.

@@ -158,7 +158,7 @@ impl Network {
 
 /// The CNI executable to install: it lies beside ours, as in the image and in a build's directory, or in
 /// `/opt/keelson/bin`.
-fn find_executable() -> io::Result<PathBuf> {
+pub(crate) fn find_executable() -> io::Result<PathBuf> {
     let own = env::current_exe()?;
     let candidates = [own.parent().unwrap_or(Path::new("/")), Path::new(EXECUTABLE_DIRECTORY)]
         .map(|directory| directory.join(EXECUTABLE));
