@@ -127,6 +127,12 @@ pub const ERROR_CODES: &[ErrorCode] = &[
         remedy: "delete its Pod, as DEL removes a damaged record, or keelson network gc; for another release's: install that release again",
     },
     ErrorCode {
+        code: 107,
+        meaning: "the plugin that addresses are asked from could not be used",
+        when: "ipam.type names another plugin, and its executable is missing, can't be executed or doesn't answer as the spec says",
+        remedy: "the message names the plugin and where it was looked for: install it in the runtime's CNI directory (/opt/cni/bin)",
+    },
+    ErrorCode {
         code: 199,
         meaning: "a bug in keelson-cni",
         when: "the program panicked; the message has the place",
