@@ -124,7 +124,7 @@ pub const ERROR_CODES: &[ErrorCode] = &[
         code: 106,
         meaning: "a record can't be read",
         when: "the file is damaged, or another release wrote it in a format that this one doesn't know; the message names it",
-        remedy: "delete its Pod, as DEL removes a damaged record, or keelson network gc; for another release's: install that release again",
+        remedy: "delete its Pod, as DEL removes a damaged record, or keelson network gc --force <container id>; for another release's: install that release again",
     },
     ErrorCode {
         code: 107,

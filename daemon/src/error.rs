@@ -71,6 +71,12 @@ pub enum Failure {
         /// How many.
         errors: usize,
     },
+    /// Some of what nobody uses could not be freed, which has been told.
+    #[error("{failed} attachments could not be freed")]
+    Collection {
+        /// How many.
+        failed: usize,
+    },
     /// A number that is no error code of the CNI plugin's.
     #[error("{code} is no error code of keelson-cni's; `keelson network explain` lists them")]
     UnknownCode {
@@ -106,6 +112,7 @@ impl Failure {
             | Self::Uninstall { .. }
             | Self::Network(_)
             | Self::Findings { .. }
+            | Self::Collection { .. }
             | Self::UnknownCode { .. }
             | Self::Inspect { .. }
             | Self::System { .. } => ExitCode::FAILURE,

@@ -25,5 +25,6 @@ pub(crate) mod spoofing;
 pub(crate) mod sysctl;
 pub(crate) mod veth;
 pub(crate) mod vlan;
+pub(crate) mod watch;
 
 pub(crate) use netlink::{KernelError, NetfilterSocket, RouteSocket, Step};

@@ -13,13 +13,16 @@ use nix::sys::statvfs::{FsFlags, statvfs};
 use super::{OperatorError, Places, places::FoundNetwork};
 use crate::{
     kernel::{
-        KernelError, RouteSocket, address, link,
+        KernelError, RouteSocket, address,
+        link::{self, Link},
         netns::{Namespace, NamespaceError},
         nft_chains, route, sysctl,
     },
     policy::{
-        doctor::{AttachmentFacts, FilesystemFacts, Interfaces, NamespaceFacts, NetworkFacts, SetUsage, Snapshot},
-        link_file,
+        doctor::{
+            AttachmentFacts, FilesystemFacts, Interfaces, NamespaceFacts, NetworkFacts, SetUsage, Snapshot, owner,
+        },
+        link_file, naming,
     },
     service::rule_differences,
     store::{Record, StoreError},
@@ -69,10 +72,11 @@ fn network_facts(network: &FoundNetwork, root: &HostRoot) -> Result<NetworkFacts
             Ok(Some(record)) => facts.attachments.push(attachment_facts(record, root)),
             // A DEL removed it since.
             Ok(None) => {}
-            Err(error) => facts.unreadable.push((format!("{}@{}", key.container_id, key.ifname), error.to_string())),
+            Err(error) => facts.unreadable.push((key, error.to_string())),
         }
     }
-    facts.usage = usage(network, &facts.attachments)?;
+    let records: Vec<&Record> = facts.attachments.iter().map(|attachment| &attachment.record).collect();
+    facts.usage = usage(network, &records)?;
     Ok(facts)
 }
 
@@ -103,9 +107,39 @@ pub(super) fn interfaces(socket: &mut RouteSocket) -> Result<Interfaces, KernelE
     Ok(Interfaces { links: link::all(socket)?, addresses: address::all(socket)?, routes: route::all(socket)? })
 }
 
+/// Whether this seems to be the network namespace that the network's links are in: one of them is, or there are none.
+pub(super) fn is_here(network: &FoundNetwork, links: &[Link]) -> Result<bool, StoreError> {
+    let mut expects_links = false;
+    for (_, record) in network.store.records()? {
+        let Ok(record) = record else { continue };
+        if !record.host_interface.is_empty() {
+            expects_links = true;
+            if links.iter().any(|link| [&record.host_interface, &record.bridge].contains(&&link.name)) {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(!expects_links)
+}
+
+/// The names of those of `links` that the network made and that belong to no attachment of it.
+pub(super) fn links_without_record(links: &[Link], network: &FoundNetwork) -> Result<Vec<String>, StoreError> {
+    let mut known = Vec::new();
+    for key in network.store.keys()? {
+        match network.store.read(&key) {
+            Ok(record) => known.extend(record.into_iter().flat_map(|record| {
+                [Some(record.host_interface), record.shaping_interface].into_iter().flatten().collect::<Vec<_>>()
+            })),
+            Err(_) => known.push(naming::host_interface(&network.name, &key)),
+        }
+    }
+    let ours = links.iter().filter(|link| owner(link) == Some(network.name.as_str()) && !known.contains(&link.name));
+    Ok(ours.map(|link| link.name.clone()).collect())
+}
+
 /// How full the network's range sets are.
-pub(super) fn usage(network: &FoundNetwork, attachments: &[AttachmentFacts]) -> Result<Vec<SetUsage>, StoreError> {
-    let leases = || attachments.iter().flat_map(|attachment| &attachment.record.addresses);
+pub(super) fn usage(network: &FoundNetwork, records: &[&Record]) -> Result<Vec<SetUsage>, StoreError> {
+    let leases = || records.iter().flat_map(|record| &record.addresses);
     let mut usage = Vec::new();
     for (set, allocation) in network.store.allocations()? {
         let used = leases().filter(|lease| lease.set == Some(set)).count() as u128;

@@ -5,21 +5,30 @@
 
 mod doctor;
 mod gather;
+mod gc;
 mod list;
 mod places;
 mod report;
+mod restore;
 mod show;
+mod usage;
 
 use std::path::PathBuf;
 
-pub use crate::policy::doctor::{Finding, Severity};
+pub use crate::{
+    policy::doctor::{Finding, Severity},
+    service::GcEntry,
+};
 pub use doctor::{Installation, doctor};
+pub use gc::{Collected, GcRequest, gc};
 pub use list::list;
 pub use places::Places;
 pub use report::{
     AddressReport, AttachmentReport, AttachmentState, InterfaceReport, PodName, RouteReport, ShownAttachment,
 };
+pub use restore::{Repair, changes, restore};
 pub use show::show;
+pub use usage::{NetworkUsage, SetUsage, usage};
 
 use crate::{kernel::KernelError, store::StoreError};
 

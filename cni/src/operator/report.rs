@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::Finding;
 use crate::{
+    Call,
     kernel::{link::Link, route::FoundRoute},
     store::{self, Kind, Record},
 };
@@ -142,8 +143,8 @@ pub struct ShownAttachment {
     pub namespace_problem: Option<String>,
     /// What differs from the record, each with its remedy.
     pub findings: Vec<Finding>,
-    /// Its last calls, the newest last, as lines of the network's call log.
-    pub calls: Vec<serde_json::Value>,
+    /// Its last calls, the newest last.
+    pub calls: Vec<Call>,
 }
 
 impl AttachmentReport {

@@ -6,10 +6,14 @@ use super::{
     report::state_of,
 };
 use crate::{
+    calls::last_calls,
     kernel::RouteSocket,
     policy::doctor::{NamespaceFacts, Snapshot, examine_attachment},
     store::Record,
 };
+
+/// As many as tell a story.
+const MOST_CALLS: usize = 10;
 
 /// The attachments that `selector` names: a Pod (`name` or `namespace/name`), the beginning of a container's id, an
 /// address, or the host's interface.
@@ -31,13 +35,14 @@ pub fn show(places: &Places, selector: &str) -> Result<Vec<ShownAttachment>, Ope
                 Ok(_) => {}
                 Err(error) if key.container_id.starts_with(selector) => {
                     let names = (key.container_id.as_str(), key.ifname.as_str());
+                    let calls = last_calls(&data_dir, &network.name, names.0, names.1, MOST_CALLS);
                     shown.push(ShownAttachment {
                         attachment: AttachmentReport::unreadable(&network.name, data_dir, names, error.to_string()),
                         host_interface: None,
                         container_interface: None,
                         namespace_problem: None,
                         findings: Vec::new(),
-                        calls: Vec::new(),
+                        calls,
                     });
                 }
                 Err(_) => {}
@@ -57,6 +62,8 @@ fn of_record(record: Record, places: &Places, data_dir: std::path::PathBuf, snap
     let host_interface = host
         .link(&record.host_interface)
         .map(|link| InterfaceReport::new(link, &host.links, &host.addresses, &host.routes));
+    let calls =
+        last_calls(&attachment.data_dir, &record.network, &record.key.container_id, &record.key.ifname, MOST_CALLS);
     let facts = attachment_facts(record, places.root());
     let (container_interface, namespace_problem) = match &facts.namespace {
         NamespaceFacts::Entered(inside) => {
@@ -72,7 +79,7 @@ fn of_record(record: Record, places: &Places, data_dir: std::path::PathBuf, snap
         container_interface,
         namespace_problem,
         findings: examine_attachment(&facts, snapshot),
-        calls: Vec::new(),
+        calls,
     }
 }
 

@@ -38,10 +38,10 @@ pub(crate) fn gateway_port(gateway: &str) -> String {
     format!("kg{:013x}", hash(&["gateway", gateway]) >> 12)
 }
 
-/// Whether `name` may be one that [`host_interface`] gives.
-pub(crate) fn is_host_interface(name: &str) -> bool {
-    name.strip_prefix("kl")
-        .is_some_and(|digits| digits.len() == 13 && digits.bytes().all(|digit| digit.is_ascii_hexdigit()))
+/// Whether `name` may be that of a link which one attachment has for itself on the host.
+pub(crate) fn is_own_link(name: &str) -> bool {
+    let digits = name.strip_prefix("kl").or_else(|| name.strip_prefix("ks"));
+    digits.is_some_and(|digits| digits.len() == 13 && digits.bytes().all(|digit| digit.is_ascii_hexdigit()))
 }
 
 /// The Ethernet address of a link on the host that an attachment has for itself.

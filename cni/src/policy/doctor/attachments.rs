@@ -115,7 +115,7 @@ fn container_side(record: &Record, subject: &str, host: &Link, inside: &Interfac
         return vec![Finding::error("interface-missing", subject, problem, replace(record))];
     };
     let mut findings = Vec::new();
-    if !link.up {
+    if !link.up && !record.container_down {
         let problem = format!("{ifname} in the container is down");
         findings.push(Finding::error("interface-down", subject, problem, format!("{enter} link set {ifname} up")));
     }
@@ -131,7 +131,7 @@ fn container_side(record: &Record, subject: &str, host: &Link, inside: &Interfac
         let remedy = format!("{enter} address add {} dev {ifname}{no_dad}", lease.address);
         findings.push(Finding::error("address-missing", subject, problem, remedy));
     }
-    for route in record.routes.iter().filter(|route| !has_route(inside, link.index, route)) {
+    for route in record.routes.iter().filter(|route| !has_route(inside, link.index, route, record)) {
         let via = route.gw.map(|gateway| format!(" via {gateway}")).unwrap_or_default();
         let problem = format!("the container lacks the route to {}{via}", route.dst);
         let table = route.table.map(|table| format!(" table {table}")).unwrap_or_default();
@@ -147,12 +147,14 @@ fn container_side(record: &Record, subject: &str, host: &Link, inside: &Interfac
     findings
 }
 
-fn has_route(inside: &Interfaces, index: u32, wanted: &Route) -> bool {
+fn has_route(inside: &Interfaces, index: u32, wanted: &Route, record: &Record) -> bool {
+    // With routing by source each route is in the table of its address.
+    let moved = record.source_tables.as_ref().map(|source| &source.tables[..]).unwrap_or_default();
     inside.routes.iter().any(|found| {
         found.dst == wanted.dst
             && found.gateway == wanted.gw
             && found.link == Some(index)
-            && found.table == wanted.table()
+            && (found.table == wanted.table() || moved.contains(&found.table))
     })
 }
 
@@ -192,30 +194,30 @@ pub(super) fn duplicates(snapshot: &Snapshot) -> Vec<Finding> {
 
 /// Links of ours that no record knows.
 pub(super) fn orphans(snapshot: &Snapshot) -> Vec<Finding> {
-    let known = |name: &str| {
-        snapshot.attachments().any(|attachment| {
-            let record = &attachment.record;
-            record.host_interface == name || record.shaping_interface.as_deref() == Some(name)
-        })
-    };
-    let orphans =
-        snapshot.host.links.iter().filter(|link| !known(&link.name)).filter_map(|link| Some((link, owner(link)?)));
+    let mut known: Vec<String> = Vec::new();
+    for network in &snapshot.networks {
+        for record in network.attachments.iter().map(|attachment| &attachment.record) {
+            known.push(record.host_interface.clone());
+            known.extend(record.shaping_interface.clone());
+        }
+        // A record that can't be read still has its links.
+        known.extend(network.unreadable.iter().map(|(key, _)| naming::host_interface(&network.name, key)));
+    }
+    let orphans = snapshot
+        .host
+        .links
+        .iter()
+        .filter(|link| !known.contains(&link.name))
+        .filter_map(|link| Some((link, owner(link)?)));
     orphans
         .map(|(link, network)| {
             let name = &link.name;
-            // Its record may be one that can't be read.
             match snapshot.networks.iter().find(|found| found.name == network) {
-                Some(found) if found.unreadable.is_empty() => Finding::warning(
+                Some(_) => Finding::warning(
                     "orphan-link",
                     name,
                     format!("the link is the network {network}'s ({}), and no record knows it", link.alias),
                     format!("keelson network gc --network {network}"),
-                ),
-                Some(_) => Finding::warning(
-                    "orphan-link",
-                    name,
-                    format!("no record that can be read knows the link ({})", link.alias),
-                    format!("see the records of {network} that can't be read"),
                 ),
                 None => Finding::warning(
                     "unknown-network",
@@ -229,8 +231,8 @@ pub(super) fn orphans(snapshot: &Snapshot) -> Vec<Finding> {
 }
 
 /// The network that made a link, from its alias; `None` for links that aren't ours.
-fn owner(link: &Link) -> Option<&str> {
-    naming::is_host_interface(&link.name).then_some(())?;
+pub(crate) fn owner(link: &Link) -> Option<&str> {
+    naming::is_own_link(&link.name).then_some(())?;
     link.alias.strip_prefix("keelson:")?.split_once(':').map(|(network, _)| network)
 }
 

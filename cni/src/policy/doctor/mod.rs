@@ -16,11 +16,12 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use crate::{
+    config::invocation::AttachmentKey,
     kernel::{link::Link, nft_chains::BaseChain, route::FoundRoute},
     store::Record,
 };
 
-pub(crate) use attachments::examine_attachment;
+pub(crate) use attachments::{examine_attachment, owner};
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -110,7 +111,7 @@ pub(crate) struct NetworkFacts {
     pub(crate) directory: PathBuf,
     pub(crate) attachments: Vec<AttachmentFacts>,
     /// Records that can't be read: which, and why.
-    pub(crate) unreadable: Vec<(String, String)>,
+    pub(crate) unreadable: Vec<(AttachmentKey, String)>,
     /// What other boots and killed processes left.
     pub(crate) leftovers: Vec<PathBuf>,
     pub(crate) usage: Vec<SetUsage>,

@@ -102,9 +102,11 @@ fn overlaps(snapshot: &Snapshot) -> Vec<Finding> {
         for route in snapshot.host.routes.iter().filter(|route| !route.is_local() && route.dst.prefix_len() > 0) {
             let Some(link) = route.link.and_then(|index| snapshot.host.link_at(index)) else { continue };
             if overlap(subnet, &route.dst) && !is_ours(link, snapshot) {
-                let problem = format!("the host has a route to {} by {}", route.dst, link.name);
-                let remedy =
-                    format!("give the network another subnet, or: ip route del {} dev {}", route.dst, link.name);
+                let problem = format!(
+                    "the host has a route to {} by {}; else give the network another subnet",
+                    route.dst, link.name
+                );
+                let remedy = format!("ip route del {} dev {}", route.dst, link.name);
                 findings.push(Finding::warning("overlap", subnet.to_string(), problem, remedy));
             }
         }
@@ -137,7 +139,7 @@ fn uplink_mtu(snapshot: &Snapshot) -> Vec<Finding> {
 
 /// A bridge or a host's end of the networks'.
 fn is_ours(link: &Link, snapshot: &Snapshot) -> bool {
-    naming::is_host_interface(&link.name)
+    naming::is_own_link(&link.name)
         || snapshot.configured.as_ref().is_some_and(|configured| configured.bridge == link.name)
         || snapshot
             .attachments()

@@ -1,6 +1,6 @@
 //! Records, what lies beside them, the room that is left, and the installation.
 
-use super::{Finding, NetworkFacts, Snapshot};
+use super::{Finding, NetworkFacts, Snapshot, word};
 
 pub(super) fn examine(snapshot: &Snapshot) -> Vec<Finding> {
     let mut findings: Vec<Finding> = snapshot.networks.iter().flat_map(network).collect();
@@ -35,8 +35,16 @@ fn network(network: &NetworkFacts) -> Vec<Finding> {
         let problem = "the filesystem is full: no Pod can be attached";
         findings.push(Finding::error("store", &place, problem, format!("df -h {place}; df -i {place}; make room")));
     }
-    for (record, reason) in &network.unreadable {
-        findings.push(Finding::error("unreadable", record, format!("the record can't be read: {reason}"), &collect));
+    for (key, reason) in &network.unreadable {
+        let container = word(&key.container_id);
+        // Its Pod's DEL does the same; nobody else can tell whether it still lives.
+        let remedy = format!("keelson network gc --network {name} --force {container}");
+        findings.push(Finding::error(
+            "unreadable",
+            &key.container_id,
+            format!("the record can't be read: {reason}"),
+            remedy,
+        ));
     }
     if !network.leftovers.is_empty() {
         let (first, count) = (&network.leftovers[0], network.leftovers.len());

@@ -51,6 +51,8 @@ fn record(id: &str, address: &str) -> Record {
         shaping_interface: None,
         spoof_check: false,
         dns: Dns::default(),
+        container_down: false,
+        source_tables: None,
         created_at_seconds: 1000,
     }
 }
@@ -388,8 +390,8 @@ fn stores_and_installation() {
     broken(|node| network(node, |net| net.filesystem.read_only = true), &[(Error, "store", "remount,rw")]);
     broken(|node| network(node, |net| net.filesystem.full = true), &[(Error, "store", "df -i")]);
     broken(
-        |node| network(node, |net| net.unreadable.push(("a@eth0".to_owned(), "torn".to_owned()))),
-        &[(Error, "unreadable", collect)],
+        |node| network(node, |net| net.unreadable.push((record("x", "10.0.0.9/24").key, "torn".to_owned()))),
+        &[(Error, "unreadable", "keelson network gc --network net --force x")],
     );
     broken(|node| network(node, |net| net.leftovers.push("/x".into())), &[(Warning, "leftovers", collect)]);
     broken(|node| network(node, |net| net.usage[0].used = 253), &[(Error, "range-full", collect)]);

@@ -2,7 +2,9 @@
 
 mod doctor;
 mod explain;
+mod gc;
 mod list;
+mod restore;
 mod show;
 
 use std::path::{Path, PathBuf};
@@ -26,6 +28,10 @@ pub(super) enum NetworkCommand {
     Ls(list::ListArguments),
     /// Show everything about a Pod's attachments: records, links, differences, last calls
     Show(show::ShowArguments),
+    /// Free what nobody uses: attachments whose link is gone, and what killed processes and earlier boots left
+    Gc(gc::GcArguments),
+    /// Bring back rules, gateway addresses and forwarding that somebody removed under running Pods
+    Restore(restore::RestoreArguments),
     /// Compare records and kernel, and tell a remedy for each finding; fails if one is an error
     Doctor(doctor::DoctorArguments),
     /// Tell what an error code of the plugin's means, or list them all
@@ -92,6 +98,8 @@ pub(super) fn run(command: &NetworkCommand) -> Result<(), Failure> {
     match command {
         NetworkCommand::Ls(arguments) => list::run(arguments),
         NetworkCommand::Show(arguments) => show::run(arguments),
+        NetworkCommand::Gc(arguments) => gc::run(arguments),
+        NetworkCommand::Restore(arguments) => restore::run(arguments),
         NetworkCommand::Doctor(arguments) => doctor::run(arguments),
         NetworkCommand::Explain(arguments) => explain::run(arguments),
     }

@@ -87,8 +87,18 @@ fn text(shown: &ShownAttachment, now: u64) -> String {
         text.push_str("Last calls\n");
     }
     for call in &shown.calls {
+        let ended = match call.code {
+            0 => "ok".to_owned(),
+            code => format!("code {code}: {}", plain(&call.message)),
+        };
+        let phases: Vec<String> =
+            call.phases.iter().map(|phase| format!("{} {} µs", plain(&phase.name), phase.duration_us)).collect();
+        let (ago, verb) = (age(now, call.time_ms / 1000), plain(&call.verb));
         // Writing to a String doesn't fail.
-        let _ = writeln!(text, "  {call}");
+        let _ = writeln!(text, "  {ago} ago  {verb}  {} µs  {ended}  [{}]", call.duration_us, phases.join(", "));
+        for note in &call.notes {
+            let _ = writeln!(text, "    {}", plain(note));
+        }
     }
     text
 }

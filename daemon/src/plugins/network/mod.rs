@@ -1,8 +1,10 @@
-//! `network`: keeps the CNI executable and its network config where the container runtime looks for them, and the
-//! rules of running Pods in the kernel.
+//! `network`: keeps the CNI executable and its network config where the container runtime looks for them, and in the
+//! kernel what running Pods need.
 //!
 //! The plugin itself runs once per Pod and needs no daemon. A stop leaves both files in place: without them the runtime
 //! could neither start a Pod nor take one down.
+
+mod guard;
 
 use std::{
     env, io,
@@ -10,15 +12,14 @@ use std::{
     time::Duration,
 };
 
-use keelson_cni::{
-    GcOptions, InstallError, Installed, NetworkSection, NetworkSettings, Uninstalled, collect_garbage, install,
-    restore_rules,
-};
+use keelson_cni::{InstallError, Installed, NetworkSection, NetworkSettings, Uninstalled, install};
 use keelson_host::{Node, Problems, error_chain};
 use prometheus_client::{metrics::counter::Counter, registry::Registry};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use tokio::{net::unix::pipe, time};
 use tokio_util::sync::CancellationToken;
+
+use guard::Guard;
 
 use super::{Plugin, PluginError, PluginKind, Ready};
 
@@ -36,6 +37,7 @@ pub(super) struct Network {
     settings: NetworkSettings,
     executable: PathBuf,
     installs: Counter,
+    guard: Guard,
 }
 
 impl Plugin for Network {
@@ -47,39 +49,20 @@ impl Plugin for Network {
         section.validate(node)
     }
 
-    fn new(settings: NetworkSettings, _: &Node, registry: &mut Registry) -> Result<Self, PluginError> {
+    fn new(settings: NetworkSettings, node: &Node, registry: &mut Registry) -> Result<Self, PluginError> {
         let installs = Counter::default();
         registry.register(
             "keelson_network_installs",
             "Times that the executable or the network config was missing or different and was put in place",
             installs.clone(),
         );
-        Ok(Self { settings, executable: find_executable()?, installs })
+        let guard = Guard::new(settings.clone(), &node.root, registry);
+        Ok(Self { settings, executable: find_executable()?, installs, guard })
     }
 
     async fn run(self, ready: Ready, shutdown: CancellationToken) -> Result<(), PluginError> {
-        loop {
-            // The watch comes before the look, so that no change falls between them.
-            let watch = watch(&self.settings);
-            match self.install().await {
-                // The directories were missing and are there now: watch them before waiting for long.
-                Ok(changed) if changed && watch.is_none() => {
-                    time::sleep(SETTLE).await;
-                    continue;
-                }
-                Ok(_) => publish(&ready, Ok(())),
-                Err(error) => {
-                    let reason = error_chain(&*error);
-                    tracing::error!(error = reason, "failed to install the CNI plugin");
-                    publish(&ready, Err(reason));
-                }
-            }
-            tokio::select! {
-                () = shutdown.cancelled() => return Ok(()),
-                () = changed(watch) => time::sleep(SETTLE).await,
-                () = time::sleep(RESCAN) => {}
-            }
-        }
+        tokio::join!(self.keep_installed(ready, &shutdown), self.guard.clone().run(shutdown.clone()));
+        Ok(())
     }
 
     fn uninstall(settings: &NetworkSettings) -> Result<Vec<String>, PluginError> {
@@ -107,8 +90,33 @@ fn publish(ready: &Ready, state: Result<(), String>) {
 }
 
 impl Network {
-    /// Puts both files in place, and the nftables rules of running Pods if somebody removed them; true if a file was
-    /// missing or different.
+    /// Keeps both files in place until `shutdown`.
+    async fn keep_installed(&self, ready: Ready, shutdown: &CancellationToken) {
+        loop {
+            // The watch comes before the look, so that no change falls between them.
+            let watch = watch(&self.settings);
+            match self.install().await {
+                // The directories were missing and are there now: watch them before waiting for long.
+                Ok(changed) if changed && watch.is_none() => {
+                    time::sleep(SETTLE).await;
+                    continue;
+                }
+                Ok(_) => publish(&ready, Ok(())),
+                Err(error) => {
+                    let reason = error_chain(&*error);
+                    tracing::error!(error = reason, "failed to install the CNI plugin");
+                    publish(&ready, Err(reason));
+                }
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = changed(watch) => time::sleep(SETTLE).await,
+                () = time::sleep(RESCAN) => {}
+            }
+        }
+    }
+
+    /// Puts both files in place; true if one was missing or different.
     async fn install(&self) -> Result<bool, PluginError> {
         let (settings, executable) = (self.settings.clone(), self.executable.clone());
         let installed: Result<Installed, InstallError> =
@@ -125,34 +133,7 @@ impl Network {
                 "installed the CNI plugin"
             );
         }
-        let data_dir = self.settings.data_dir().to_owned();
-        tokio::task::spawn_blocking(move || restore_rules(&data_dir)).await??;
-        self.heal().await?;
         Ok(changed)
-    }
-
-    /// Frees attachments whose link is gone, which nobody may ever ask to be freed. What can't be freed is no reason for
-    /// not being ready: new Pods get their network.
-    async fn heal(&self) -> Result<(), PluginError> {
-        let (data_dir, network) = (self.settings.data_dir().to_owned(), self.settings.name().to_owned());
-        let healed =
-            tokio::task::spawn_blocking(move || collect_garbage(&data_dir, &network, &GcOptions::default())).await?;
-        match healed {
-            Ok(report) => {
-                for entry in &report.freed {
-                    tracing::info!(owner = entry.owner, addresses = ?entry.addresses, "freed an attachment without a link");
-                }
-                for entry in &report.failed {
-                    tracing::warn!(
-                        owner = entry.owner,
-                        reason = entry.reason,
-                        "failed to free an attachment without a link"
-                    );
-                }
-            }
-            Err(error) => tracing::warn!(error = error_chain(&error), "failed to look for attachments without a link"),
-        }
-        Ok(())
     }
 }
 

@@ -1,0 +1,114 @@
+//! Freeing what nobody uses any more, on an operator's word.
+
+use serde::Serialize;
+
+use super::{
+    OperatorError, Places,
+    gather::{is_here, links_without_record},
+};
+use crate::{
+    GcEntry, GcOptions, collect_garbage,
+    config::invocation::AttachmentKey,
+    kernel::{RouteSocket, link},
+};
+
+/// What [`gc`] frees, and how far it goes.
+#[derive(Clone, Debug, Default)]
+pub struct GcRequest {
+    /// Container ids, or their beginnings: these attachments and no others. Empty: every attachment whose link is gone,
+    /// and what killed processes and earlier boots left.
+    pub containers: Vec<String>,
+    /// Only tell what would be freed.
+    pub dry_run: bool,
+    /// Free the named attachments even if their namespace has processes.
+    pub force: bool,
+}
+
+/// What [`gc`] did in one network.
+#[derive(Clone, Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Collected {
+    /// The network's name.
+    pub network: String,
+    /// Attachments that were freed, or in a dry run: would be.
+    pub freed: Vec<GcEntry>,
+    /// Attachments that were looked at and left alone.
+    pub skipped: Vec<GcEntry>,
+    /// Attachments that could not be freed.
+    pub failed: Vec<GcEntry>,
+    /// Links, files and directories that belonged to no attachment and are gone, or would be.
+    pub removed: Vec<String>,
+}
+
+impl Collected {
+    /// Nothing was done, as this seems to be another network namespace than the host's.
+    fn elsewhere(network: &str, keys: &[AttachmentKey]) -> Self {
+        let entry = |key: &AttachmentKey| GcEntry {
+            container_id: key.container_id.clone(),
+            ifname: key.ifname.clone(),
+            owner: format!("{} of container {}", key.ifname, key.container_id),
+            addresses: Vec::new(),
+            reason:
+                "no link of the network is here, so this may not be the host's network namespace; if it is, name the \
+                     container"
+                    .to_owned(),
+        };
+        Self { network: network.to_owned(), skipped: keys.iter().map(entry).collect(), ..Self::default() }
+    }
+}
+
+/// Frees what nobody uses in the networks of `places`. Must be called in the host's network namespace: in any other,
+/// every link seems to be gone. So a network of which no link is there is left alone.
+///
+/// # Errors
+///
+/// What kept it from looking. That something can't be freed is in the answer.
+pub fn gc(places: &Places, request: &GcRequest) -> Result<Vec<Collected>, OperatorError> {
+    let mut host = RouteSocket::open()?;
+    // Before the records: an ADD writes its record first, so a link of ours without one had none.
+    let links = link::all(&mut host)?;
+    let mut all = Vec::new();
+    for network in places.networks()? {
+        let mut options = GcOptions {
+            dry_run: request.dry_run,
+            force: request.force && !request.containers.is_empty(),
+            proc: Some(places.root().join("/proc")),
+            valid: None,
+        };
+        let keys = network.store.keys()?;
+        if request.containers.is_empty() && !is_here(&network, &links)? {
+            all.push(Collected::elsewhere(&network.name, &keys));
+            continue;
+        }
+        if !request.containers.is_empty() {
+            let is_named = |id: &str| request.containers.iter().any(|named| id.starts_with(named.as_str()));
+            let others = keys.iter().filter(|key| !is_named(&key.container_id));
+            options.valid = Some(others.map(|key| (key.container_id.clone(), key.ifname.clone())).collect());
+        }
+        // The collection sweeps some of them by itself.
+        let leftovers = network.store.leftovers()?;
+        let report = collect_garbage(&network.data_dir, &network.name, &options)
+            .map_err(|error| OperatorError::Records(error.to_string()))?;
+        let mut collected = Collected {
+            network: network.name.clone(),
+            freed: report.freed,
+            skipped: report.skipped,
+            failed: report.failed,
+            removed: Vec::new(),
+        };
+        if request.containers.is_empty() {
+            collected.removed.extend(leftovers.iter().map(|path| path.display().to_string()));
+            if !request.dry_run {
+                network.store.remove_earlier_boots()?;
+            }
+            for name in links_without_record(&links, &network)? {
+                if !request.dry_run {
+                    link::delete(&mut host, &name)?;
+                }
+                collected.removed.push(format!("link {name}"));
+            }
+        }
+        all.push(collected);
+    }
+    Ok(all)
+}

@@ -1,0 +1,428 @@
+//! `keelson network` on a node in miniature: a network namespace that plays the host, Pods attached by the real plugin,
+//! things broken in the kernel, and the remedies carried out as an operator would.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+use std::{
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    time::Duration,
+};
+
+use keelson_testkit::{Netns, is_root, skip_unless, wait_until};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::{Value, json};
+
+/// A net for a hung test, generous on a machine that does much else.
+const LIMIT: Duration = Duration::from_secs(60);
+
+struct Node {
+    host: Netns,
+    directory: tempfile::TempDir,
+}
+
+impl Node {
+    fn new() -> Self {
+        let node = Self { host: Netns::new().unwrap(), directory: tempfile::tempdir().unwrap() };
+        fs::create_dir(node.path("bin")).unwrap();
+        let keelson = Path::new(env!("CARGO_BIN_EXE_keelson"));
+        let plugin = keelson.parent().unwrap().join("keelson-cni");
+        assert!(plugin.is_file(), "{} is missing: cargo build -p keelson-cni", plugin.display());
+        for program in [keelson, &plugin] {
+            let place = node.path("bin").join(program.file_name().unwrap());
+            fs::hard_link(program, &place).or_else(|_| fs::copy(program, &place).map(drop)).unwrap();
+        }
+        let here = node.directory.path().display();
+        fs::write(
+            node.path("config.yaml"),
+            format!(
+                "apiVersion: keelson.dev/v1alpha1\n\
+                 kind: NodeConfig\n\
+                 nodeName: node-a\n\
+                 observability: {{address: \"127.0.0.1:0\"}}\n\
+                 stateDir: {here}/state\n\
+                 network: {{name: test, bridge: kt0, ranges: [10.77.0.0/24, \"fd77::/64\"], confDir: {here}/conf, binDir: {here}/opt}}\n"
+            ),
+        )
+        .unwrap();
+        node.shell("ip link set lo up");
+        node
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// What `keelson run --only network` writes for the runtime; the network then has it as it is.
+    fn plugin_config(&self) -> Value {
+        json!({
+            "cniVersion": "1.1.0",
+            "name": "test",
+            "type": "keelson-cni",
+            "bridge": "kt0",
+            "isDefaultGateway": true,
+            "ipMasq": true,
+            "hairpinMode": true,
+            "runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]},
+            "ipam": {
+                "type": "keelson-cni",
+                "ranges": [[{"subnet": "10.77.0.0/24"}], [{"subnet": "fd77::/64"}]],
+                "dataDir": self.path("state/network"),
+            },
+        })
+    }
+
+    fn call(&self, verb: &str, id: &str, pod: &Netns, ports: bool) {
+        let mut config = self.plugin_config();
+        if !ports {
+            config.as_object_mut().unwrap().remove("runtimeConfig");
+        }
+        let mut child = self
+            .host
+            .command(self.path("bin/keelson-cni"))
+            .env_clear()
+            .env("CNI_COMMAND", verb)
+            .env("CNI_CONTAINERID", id)
+            .env("CNI_IFNAME", "eth0")
+            .env("CNI_PATH", "/nonexistent")
+            .env("CNI_NETNS", pod.path())
+            .env("CNI_ARGS", format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=ns;K8S_POD_NAME=pod-{id};K8S_POD_UID=u"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(config.to_string().as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    }
+
+    /// A Pod with the first host port if `ports`.
+    fn pod(&self, id: &str, ports: bool) -> Netns {
+        let pod = Netns::new().unwrap();
+        self.call("ADD", id, &pod, ports);
+        pod
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.host.command(self.path("bin/keelson"));
+        command.args(arguments).arg("--config").arg(self.path("config.yaml")).env_remove("RUST_LOG");
+        command
+    }
+
+    fn keelson(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    /// The answer in JSON, and the exit code.
+    #[track_caller]
+    fn ask(&self, arguments: &[&str]) -> (Value, i32) {
+        let mut all = [arguments, &["-o", "json"]].concat();
+        if !arguments.contains(&"--network") {
+            // Another store at the usual places of this machine is none of ours.
+            all.extend(["--network", "test"]);
+        }
+        let output = self.keelson(&all);
+        let answer = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"));
+        (answer, output.status.code().unwrap())
+    }
+
+    /// Runs a line of shell on the host; `keelson` is ours, with our config.
+    #[track_caller]
+    fn shell(&self, line: &str) {
+        let line = line.replace("keelson network", &format!("{} network", self.path("keelson.sh").display()));
+        fs::write(
+            self.path("keelson.sh"),
+            format!(
+                "#!/bin/sh\nexec {} \"$@\" --config {}\n",
+                self.path("bin/keelson").display(),
+                self.path("config.yaml").display()
+            ),
+        )
+        .unwrap();
+        fs::set_permissions(self.path("keelson.sh"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let output = self.host.command("sh").args(["-c", &line]).output().unwrap();
+        assert!(output.status.success(), "{line}: {output:?}");
+    }
+
+    /// The doctor's findings, without those that this machine's kernel makes for every node, and without the files that
+    /// nobody installed here. The exit code has to say whether there is an error.
+    #[track_caller]
+    fn findings(&self) -> Vec<Value> {
+        let (findings, status) = self.ask(&["network", "doctor"]);
+        let findings = findings.as_array().unwrap().clone();
+        let has_error = findings.iter().any(|finding| finding["severity"] == "error");
+        assert_eq!(status, i32::from(has_error), "{findings:?}");
+        let ignored = ["br-netfilter", "not-installed", "legacy-iptables"];
+        findings.into_iter().filter(|finding| !ignored.contains(&finding["check"].as_str().unwrap())).collect()
+    }
+
+    fn checks(&self) -> Vec<String> {
+        self.findings().iter().map(|finding| finding["check"].as_str().unwrap().to_owned()).collect()
+    }
+
+    #[track_caller]
+    fn link_of(&self, id: &str) -> String {
+        let (shown, _) = self.ask(&["network", "show", id]);
+        shown[0]["attachment"]["hostInterface"].as_str().unwrap().to_owned()
+    }
+
+    /// Where the network's records are.
+    fn records(&self) -> PathBuf {
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+        self.path("state/network/test").join(boot.trim_end()).join("attachments")
+    }
+}
+
+/// `keelson run --only network`, stopped when the test ends.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended by itself, which the test has noticed.
+        let _ = kill(Pid::from_raw(i32::try_from(self.0.id()).unwrap()), Signal::SIGTERM);
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn the_list_and_everything_about_one_pod() {
+    skip_unless!(is_root(), "not root, which network namespaces take");
+    let node = Node::new();
+    let output = node.keelson(&["network", "ls"]);
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(told.contains("no network has records on this node; looked in"), "{told}");
+    assert!(told.contains(&node.path("state/network").display().to_string()), "{told}");
+
+    let _pods = [node.pod("aaaaaaaaaaaaaaaa", true), node.pod("bbbbbbbbbbbbbbbb", false)];
+    let (listed, status) = node.ask(&["network", "ls"]);
+    assert_eq!((listed.as_array().unwrap().len(), status), (2, 0));
+    let first = &listed[0];
+    assert_eq!(first["pod"]["name"], "pod-aaaaaaaaaaaaaaaa");
+    assert_eq!((&first["state"], &first["kind"]), (&json!("active"), &json!("bridge")));
+    assert_eq!(first["addresses"][0]["address"], "10.77.0.2/24");
+    assert_eq!(first["addresses"][1]["address"], "fd77::2/64");
+    assert_eq!(first["ports"], json!(["tcp/8080->80"]));
+
+    let table = String::from_utf8(node.keelson(&["network", "ls"]).stdout).unwrap();
+    let lines: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
+    let header = "POD CONTAINER IFNAME NETWORK KIND ADDRESSES HOST-IF PORTS STATE AGE";
+    assert_eq!(lines[0].join(" "), header);
+    assert_eq!(
+        lines[1][..6],
+        ["ns/pod-aaaaaaaaaaaaaaaa", "aaaaaaaaaaaa", "eth0", "test", "bridge", "10.77.0.2,fd77::2"]
+    );
+    assert_eq!((lines[2][7], lines[2][8]), ("-", "active"));
+    let wide = String::from_utf8(node.keelson(&["network", "ls", "--wide"]).stdout).unwrap();
+    assert!(wide.contains("DATA-DIR") && wide.contains("bbbbbbbbbbbbbbbb"), "{wide}");
+
+    let link = first["hostInterface"].as_str().unwrap();
+    for selector in ["pod-aaaaaaaaaaaaaaaa", "ns/pod-aaaaaaaaaaaaaaaa", "aaaa", "10.77.0.2", "fd77::2", link] {
+        let (shown, status) = node.ask(&["network", "show", selector]);
+        assert_eq!((shown.as_array().unwrap().len(), status), (1, 0), "{selector}: {shown}");
+        assert_eq!(shown[0]["attachment"]["containerId"], "aaaaaaaaaaaaaaaa", "{selector}");
+        assert_eq!(shown[0]["hostInterface"]["bridge"], "kt0");
+        assert_eq!(shown[0]["containerInterface"]["name"], "eth0");
+        assert_eq!(shown[0]["findings"], json!([]));
+    }
+    let text = String::from_utf8(node.keelson(&["network", "show", "aaaa"]).stdout).unwrap();
+    assert!(text.contains("port of kt0") && text.contains("0.0.0.0/0 via 10.77.0.1"), "{text}");
+    assert_eq!(node.keelson(&["network", "show", "nobody"]).status.code(), Some(1));
+    let elsewhere = node.keelson(&["network", "ls", "--network", "other"]);
+    assert_eq!(elsewhere.status.code(), Some(1));
+}
+
+#[test]
+fn error_codes_are_explained() {
+    let keelson = |arguments: &[&str]| Command::new(env!("CARGO_BIN_EXE_keelson")).args(arguments).output().unwrap();
+    let one = String::from_utf8(keelson(&["network", "explain", "101"]).stdout).unwrap();
+    assert!(one.contains("host port is taken") && one.contains("Remedy"), "{one}");
+    let all = keelson(&["network", "explain", "-o", "json"]);
+    let all: Value = serde_json::from_slice(&all.stdout).unwrap();
+    assert!(all.as_array().unwrap().iter().any(|known| known["code"] == 11));
+    let unknown = keelson(&["network", "explain", "12345"]);
+    assert_eq!(unknown.status.code(), Some(1));
+    assert!(String::from_utf8(unknown.stderr).unwrap().contains("no error code"));
+}
+
+/// Breaks a healthy node in one way; the doctor must find it, and once its remedies are carried out find nothing.
+#[track_caller]
+fn breaks_and_mends(node: &Node, how: &str, expected: &[&str]) {
+    node.shell(how);
+    let checks = node.checks();
+    for check in expected {
+        assert!(checks.iter().any(|found| found == check), "{how}: {check} is not in {checks:?}");
+    }
+    // A remedy can bring to light what was hidden behind the first fault.
+    for _ in 0..4 {
+        let findings = node.findings();
+        if findings.is_empty() {
+            return;
+        }
+        for finding in findings {
+            node.shell(finding["remedy"].as_str().unwrap());
+        }
+    }
+    panic!("{how}: left are {:?}", node.findings());
+}
+
+#[test]
+fn each_fault_is_found_and_its_remedy_mends_it() {
+    skip_unless!(is_root(), "not root, which network namespaces take");
+    let node = Node::new();
+    let pod = node.pod("aaaa", true);
+    let _other = node.pod("bbbb", false);
+    assert_eq!(node.findings(), Vec::<Value>::new());
+    let link = node.link_of("aaaa");
+    let inside = format!("nsenter --net={} ip", pod.path().display());
+    let breaks = |how: &str, expected: &[&str]| breaks_and_mends(&node, how, expected);
+    breaks(&format!("ip link set {link} down"), &["link-down"]);
+    breaks(&format!("ip link set {link} nomaster"), &["not-in-bridge"]);
+    breaks(&format!("ip link set {link} mtu 1400"), &["mtu"]);
+    breaks(&format!("ip link set {link} address 02:00:00:00:00:99"), &["mac-changed"]);
+    breaks("ip link set kt0 address 02:00:00:00:00:98", &["mac-changed"]);
+    breaks("ip address del 10.77.0.1/24 dev kt0", &["gateway-missing"]);
+    breaks("ip link set kt0 mtu 1300", &["mtu"]);
+    breaks("ip link del kt0", &["bridge-missing"]);
+    breaks("echo 0 > /proc/sys/net/ipv4/ip_forward", &["forwarding"]);
+    breaks("echo 0 > /proc/sys/net/ipv6/conf/all/forwarding", &["forwarding"]);
+    breaks("nft flush ruleset", &["rules-missing"]);
+    breaks("ip address add 10.77.0.2/32 dev lo", &["duplicate-address"]);
+    breaks(&format!("{inside} address del 10.77.0.2/24 dev eth0"), &["address-missing"]);
+    breaks(&format!("{inside} route del default"), &["route-missing"]);
+    breaks(&format!("{inside} link set eth0 down"), &["interface-down", "route-missing"]);
+    breaks(
+        "ip link add up0 type veth peer name up1 && ip link set up0 up && ip route add default dev up0 \
+         && echo 1 > /proc/sys/net/ipv6/conf/up0/accept_ra",
+        &["accept-ra"],
+    );
+    breaks("ip route add 10.77.0.0/16 dev up0", &["overlap"]);
+}
+
+#[test]
+fn a_chain_that_drops_what_is_forwarded_is_an_error_until_it_accepts_pods() {
+    skip_unless!(is_root(), "not root, which network namespaces take");
+    let node = Node::new();
+    let _pod = node.pod("aaaa", false);
+    node.shell(
+        "nft 'add table ip filter; add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }'",
+    );
+    let findings = node.findings();
+    assert_eq!(findings.len(), 1, "{findings:?}");
+    assert_eq!((&findings[0]["check"], &findings[0]["severity"]), (&json!("forward-drop"), &json!("error")));
+    assert_eq!(findings[0]["subject"], "ip filter FORWARD");
+    node.shell(findings[0]["remedy"].as_str().unwrap());
+    // Whether the rules accept enough is for people to judge.
+    let findings = node.findings();
+    assert_eq!((findings.len(), &findings[0]["severity"]), (1, &json!("warning")), "{findings:?}");
+    node.shell("nft delete table ip filter");
+    assert_eq!(node.checks(), Vec::<String>::new());
+}
+
+#[test]
+fn what_nobody_uses_is_freed_and_a_dry_run_changes_nothing() {
+    skip_unless!(is_root(), "not root, which network namespaces take");
+    let node = Node::new();
+    let pods = ["stale", "alive", "torn", "lost"].map(|id| node.pod(id, false));
+    let links = ["stale", "alive", "torn", "lost"].map(|id| node.link_of(id));
+    // One is gone with its namespace, and long ago.
+    node.shell(&format!("ip link del {}", links[0]));
+    let record = node.records().join("stale@eth0");
+    let mut old: Value = serde_json::from_slice(&fs::read(&record).unwrap()).unwrap();
+    old["createdAtSeconds"] = json!(1_000_000);
+    fs::write(&record, old.to_string()).unwrap();
+    // One's record is gone, and its link is left.
+    fs::remove_file(node.records().join("lost@eth0")).unwrap();
+    // Another boot's.
+    let earlier = node.path("state/network/test/0c5e7d3c-6d1f-4b0e-9a53-1f0e5b9f2c11/attachments");
+    fs::create_dir_all(&earlier).unwrap();
+    fs::write(earlier.join("x@eth0"), "{}").unwrap();
+    let checks = node.checks();
+    for check in ["link-missing", "orphan-link", "leftovers"] {
+        assert!(checks.iter().any(|found| found == check), "{check} is not in {checks:?}");
+    }
+
+    let (would, status) = node.ask(&["network", "gc", "--dry-run"]);
+    assert_eq!(status, 0, "{would}");
+    assert!(record.exists() && earlier.exists());
+    node.shell(&format!("ip link show {}", links[3]));
+    let (collected, status) = node.ask(&["network", "gc"]);
+    assert_eq!(status, 0, "{collected}");
+    assert_eq!(would[0]["freed"], collected[0]["freed"]);
+    assert_eq!(would[0]["removed"], collected[0]["removed"]);
+    assert_eq!(collected[0]["freed"][0]["containerId"], "stale", "{collected}");
+    assert!(!record.exists() && !earlier.exists());
+    let (listed, _) = node.ask(&["network", "ls"]);
+    assert_eq!(listed.as_array().unwrap().len(), 2, "{listed}");
+    assert_eq!(node.checks(), Vec::<String>::new());
+
+    // What can't be read is freed by name.
+    fs::write(node.records().join("torn@eth0"), "{").unwrap();
+    let unreadable = node.findings();
+    assert_eq!((unreadable.len(), &unreadable[0]["check"]), (1, &json!("unreadable")), "{unreadable:?}");
+    assert_eq!(node.ask(&["network", "ls"]).0[1]["state"], "unreadable");
+    node.shell(unreadable[0]["remedy"].as_str().unwrap());
+    assert_eq!(node.checks(), Vec::<String>::new());
+
+    // A Pod that runs is only freed by force, and by name.
+    let mut process = pods[1].command("sleep").arg("1000").spawn().unwrap();
+    let (skipped, _) = node.ask(&["network", "gc", "alive"]);
+    assert_eq!(skipped[0]["skipped"][0]["containerId"], "alive", "{skipped}");
+    node.shell(&format!("ip link show {}", links[1]));
+    let (forced, _) = node.ask(&["network", "gc", "alive", "--force"]);
+    assert_eq!(forced[0]["freed"][0]["containerId"], "alive", "{forced}");
+    process.kill().unwrap();
+    process.wait().unwrap();
+    assert_eq!(node.ask(&["network", "ls"]).0, json!([]));
+    assert_eq!(node.keelson(&["network", "gc", "--force"]).status.code(), Some(2));
+}
+
+/// The nftables rules of the host, without what differs from time to time.
+fn rules(node: &Node) -> String {
+    let output = node.host.command("nft").args(["-s", "list", "ruleset"]).output().unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn the_network_process_brings_back_what_somebody_removed() {
+    skip_unless!(is_root(), "not root, which network namespaces take");
+    let node = Node::new();
+    let _pods = [node.pod("aaaa", true), node.pod("bbbb", false)];
+    let whole = rules(&node);
+    assert!(whole.contains("10.77.0.0/24") && whole.contains("8080"), "{whole}");
+    let log = node.path("log");
+    let child = node
+        .command(&["run", "--only", "network"])
+        .stdout(Stdio::null())
+        .stderr(fs::File::create(&log).unwrap())
+        .spawn()
+        .unwrap();
+    let mut running = Running(child);
+    wait_until("the conflist", LIMIT, || node.path("conf/10-test.conflist").exists().then_some(()));
+    let mut restores = |how: &str, what: &str, is_back: &dyn Fn() -> bool| {
+        assert!(is_back(), "{how}");
+        let told = || fs::read_to_string(&log).unwrap().lines().filter(|line| line.contains(what)).count();
+        let before = told();
+        node.shell(how);
+        wait_until(how, LIMIT, || (is_back() && told() > before).then_some(()));
+        assert!(running.0.try_wait().unwrap().is_none());
+    };
+    restores("nft flush ruleset", r#""what":"rules""#, &|| rules(&node) == whole);
+    restores("nft delete table inet keelson", r#""what":"rules""#, &|| rules(&node) == whole);
+    let has_gateway = || {
+        let output = node.host.command("ip").args(["address", "show", "kt0"]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap().contains("10.77.0.1/24")
+    };
+    restores("ip address del 10.77.0.1/24 dev kt0", r#""what":"address""#, &has_gateway);
+    let forwards = || {
+        let output = node.host.command("cat").arg("/proc/sys/net/ipv4/ip_forward").output().unwrap();
+        output.stdout == b"1\n"
+    };
+    restores("echo 0 > /proc/sys/net/ipv4/ip_forward", r#""what":"forwarding""#, &forwards);
+    assert_eq!(node.checks(), Vec::<String>::new());
+}
