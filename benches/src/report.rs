@@ -162,13 +162,10 @@ pub(crate) struct Breakdown {
     pub(crate) parts: Vec<Part>,
 }
 
-/// One part of it: medians over the samples.
+/// One part of it: a median over the samples.
 #[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
 pub(crate) struct Part {
     pub(crate) what: String,
-    /// How often it occurs in one call.
-    pub(crate) times: usize,
     pub(crate) microseconds: f64,
 }
 
@@ -232,8 +229,8 @@ impl Report {
         }
         for Breakdown { what, parts } in &self.breakdowns {
             writeln!(text, "{what} (microseconds)")?;
-            for Part { what, times, microseconds } in parts {
-                writeln!(text, "  {what:<60} {microseconds:>9.0}  in {times}")?;
+            for Part { what, microseconds } in parts {
+                writeln!(text, "  {what:<90} {microseconds:>9.0}")?;
             }
         }
         for figure in &self.figures {

@@ -8,7 +8,6 @@ use super::{
     Bench,
     plugins::Chain,
     subject::{Network as _, Subject},
-    trace,
 };
 use crate::report::{Figure, Limit};
 
@@ -48,9 +47,21 @@ fn system_calls(bench: &Bench, mut subject: Subject<Chain>) -> Result<Option<f64
     if subject.host.run(|| subject.network.add(&pod))?.is_err() {
         return Ok(None);
     }
-    let calls = u32::try_from(trace::read(&file)?.len())?;
+    let trace = fs::read_to_string(&file).with_context(|| format!("failed to read {}", file.display()))?;
+    let calls = u32::try_from(trace.lines().filter(|line| begins_call(line)).count())?;
     ensure!(calls > 0, "strace saw no system call");
     Ok(Some(f64::from(calls)))
+}
+
+/// Whether a line of `strace -f` is that of a system call, such as `4711 openat(AT_FDCWD, "/etc", O_RDONLY) = 3`.
+///
+/// It isn't for what is no call (`+++ exited with 0 +++`), and for the end of one whose beginning was printed before
+/// another process's call (`<... openat resumed>`).
+fn begins_call(line: &str) -> bool {
+    let text = line.trim_start().split_once(' ').map_or("", |(_, text)| text.trim_start());
+    text.split_once('(').is_some_and(|(name, _)| {
+        !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+    })
 }
 
 /// How many dynamic libraries a 64-bit ELF file of this machine's byte order needs, its loader included.
@@ -85,6 +96,19 @@ fn loaded_at_start(file: &[u8]) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_beginnings_of_calls_count() {
+        for (line, is_one) in [
+            ("4711 openat(AT_FDCWD, \"/etc\", O_RDONLY) = 3", true),
+            ("4711 read(0,  <unfinished ...>", true),
+            ("4712 --- SIGCHLD {si_signo=SIGCHLD, si_code=CLD_EXITED (1)} ---", false),
+            ("4711 <... read resumed>\"\", 16) = 0", false),
+            ("4711 +++ exited with 0 +++", false),
+        ] {
+            assert_eq!(begins_call(line), is_one, "{line}");
+        }
+    }
 
     #[test]
     fn this_test_needs_libraries() {

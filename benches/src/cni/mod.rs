@@ -12,7 +12,6 @@ mod netavark;
 mod one;
 mod plugins;
 mod subject;
-mod trace;
 mod verbs;
 
 use std::{

@@ -100,7 +100,7 @@ impl Chain {
         let mut command = match &self.trace {
             Some(file) => {
                 let mut command = Command::new(super::program("strace")?);
-                command.args(["-f", "-ttt", "-T", "-y", "-s256", "-A", "-o"]).arg(file).arg(&plugin.program);
+                command.args(["-f", "-A", "-o"]).arg(file).arg(&plugin.program);
                 command
             }
             None => Command::new(&plugin.program),
