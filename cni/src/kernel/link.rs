@@ -177,18 +177,25 @@ const CARRIER_LIMIT: Duration = Duration::from_secs(5);
 /// Waits until packets pass through the link called `name`.
 ///
 /// The kernel makes a bridge port forward and a link transmit from a work queue, after the message that brought the
-/// other end up was acknowledged. From Linux 6.7 on, looking a link up does that work first; before, its event tells.
-pub(crate) fn wait_until_running(socket: &mut RouteSocket, name: &str) -> Result<(), KernelError> {
-    let is_running = |socket: &mut RouteSocket| Ok(find(socket, name)?.is_some_and(|link| link.running));
+/// other end up was acknowledged. From Linux 6.7 on, looking a link up does that work first; before, its event tells:
+/// `subscribe` opens [`Events::of_links`] in the socket's namespace.
+pub(crate) fn wait_until_running<E: From<KernelError>>(
+    socket: &mut RouteSocket,
+    name: &str,
+    subscribe: impl FnOnce() -> Result<Events, E>,
+) -> Result<(), E> {
+    let is_running =
+        |socket: &mut RouteSocket| Ok::<_, KernelError>(find(socket, name)?.is_some_and(|link| link.running));
     if is_running(socket)? {
         return Ok(());
     }
-    let events = Events::of_links()?;
+    let events = subscribe()?;
     let deadline = Instant::now() + CARRIER_LIMIT;
     // Asked again after the subscription: what happened before it makes no event.
     while !is_running(socket)? {
         if !events.wait(deadline)? {
-            return Err(KernelError::new(format!("wait for the link {name} to carry packets"), Errno::ETIMEDOUT));
+            let doing = format!("wait for the link {name} to carry packets");
+            return Err(KernelError::new(doing, Errno::ETIMEDOUT).into());
         }
     }
     Ok(())
@@ -235,7 +242,8 @@ mod tests {
         ip(&["link", "set", "one", "up"]);
         std::thread::scope(|scope| {
             let waiting = scope.spawn(|| {
-                namespace.run(|| wait_until_running(&mut RouteSocket::open().unwrap(), "one").unwrap());
+                namespace
+                    .run(|| wait_until_running(&mut RouteSocket::open().unwrap(), "one", Events::of_links).unwrap());
             });
             ip(&["link", "set", "two", "up"]);
             waiting.join().unwrap();

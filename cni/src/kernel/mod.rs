@@ -27,4 +27,4 @@ pub(crate) mod veth;
 pub(crate) mod vlan;
 pub(crate) mod watch;
 
-pub(crate) use netlink::{KernelError, NetfilterSocket, RouteSocket, Step};
+pub(crate) use netlink::{Events, KernelError, NetfilterSocket, RouteSocket, Step};

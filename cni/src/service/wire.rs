@@ -12,7 +12,7 @@ use crate::{
     },
     error::Failure,
     kernel::{
-        KernelError, RouteSocket, Step,
+        Events, KernelError, RouteSocket, Step,
         address::{self, AddressOptions},
         announce, bridge,
         link::{self, Link},
@@ -83,7 +83,7 @@ impl Wire {
         let container = self.configure_container_end(attachment, record)?;
         self.set_switches(&attachment.options.switches, &record.key.ifname)?;
         if !record.container_down {
-            link::wait_until_running(&mut self.host, &record.host_interface)?;
+            link::wait_until_running(&mut self.host, &record.host_interface, Events::of_links)?;
             if bridge.is_some() {
                 self.announce(record, &container, container_mac)?;
             }
@@ -262,7 +262,8 @@ impl Wire {
             flags: NLM_F_CREATE | NLM_F_EXCL,
         }));
         self.inside.batch(&steps)?;
-        link::wait_until_running(&mut self.inside, ifname)?;
+        let subscribe = || self.namespace.within(Events::of_links)?.map_err(Failure::from);
+        link::wait_until_running(&mut self.inside, ifname, subscribe)?;
         if detects_duplicates {
             let addresses: Vec<IpAddr> = record.addresses.iter().map(|lease| lease.address.addr()).collect();
             address::wait_until_verified(&mut self.inside, &self.namespace, link.index, &addresses)?;
