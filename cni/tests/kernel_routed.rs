@@ -81,6 +81,12 @@ fn the_result_has_the_hosts_end_and_the_containers() {
     assert_eq!(interfaces[0].get("sandbox"), None);
     assert_eq!(interfaces[1]["name"], "eth0");
     assert!(result["ips"].as_array().unwrap().iter().all(|ip| ip["interface"] == 1));
+    // Nothing of IPv6 is being verified on the host's end, or connections from outside would wait for it.
+    let host = interfaces[0]["name"].as_str().unwrap();
+    let found: Value = serde_json::from_str(&ip(&node.host, &["-j", "-6", "addr", "show", host])).unwrap();
+    let addresses = found[0]["addr_info"].as_array().unwrap();
+    assert_eq!(addresses.len(), 2);
+    assert!(addresses.iter().all(|info| info["nodad"] == true && info.get("tentative").is_none()), "{found}");
     // The neighbours of the Pod's subnet are reached by the gateway, not by the link.
     let routes: Value = serde_json::from_str(&ip(&pod, &["-j", "route"])).unwrap();
     let route = |dst: &str| routes.as_array().unwrap().iter().find(|route| route["dst"] == dst).unwrap().clone();

@@ -1,6 +1,8 @@
 //! Ethernet addresses.
 
-use std::fmt;
+use std::{fmt, net::Ipv6Addr};
+
+use ipnet::{IpNet, Ipv6Net};
 
 /// The address of one network interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +26,15 @@ impl Mac {
     }
 }
 
+impl Mac {
+    /// The IPv6 link-local address of an interface with this address (RFC 4291, appendix A), with its prefix.
+    pub(crate) fn link_local(self) -> IpNet {
+        let [a, b, c, d, e, f] = self.0;
+        let address = Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f]);
+        IpNet::V6(Ipv6Net::new_assert(address, 64))
+    }
+}
+
 impl fmt::Display for Mac {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [a, b, c, d, e, f] = self.0;
@@ -34,6 +45,11 @@ impl fmt::Display for Mac {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_link_local_address_follows_the_ethernet_address() {
+        assert_eq!(Mac([0x34, 0x56, 0x78, 0x9a, 0xbc, 0xde]).link_local().to_string(), "fe80::3656:78ff:fe9a:bcde/64");
+    }
 
     #[test]
     fn only_addresses_an_interface_may_have_are_parsed() {

@@ -20,6 +20,13 @@ const LONGEST_ALIAS: usize = 254;
 /// `linux/veth.h`: the other end, in the form of a message that would make it.
 const VETH_INFO_PEER: u16 = 1;
 
+/// `linux/if_link.h`: how an interface comes by an IPv6 link-local address, and the way not to.
+const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
+const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
+
+/// The address family in the type of an attribute.
+const AF_INET6: u16 = 10;
+
 /// Both ends of a pair.
 #[derive(Clone, Debug)]
 pub(crate) struct VethPair<'a> {
@@ -31,7 +38,7 @@ pub(crate) struct VethPair<'a> {
 }
 
 /// Makes the pair in one message: names, Ethernet addresses (given ones, so that udev's MACAddressPolicy leaves them),
-/// MTU, the container's end in its namespace, the host's end up and, where there is one, in the bridge.
+/// MTU, the container's end in its namespace, the host's end in the bridge and up; without a bridge it stays down.
 ///
 /// The container's end can't be brought up by the same message: the kernel opens it before its peer exists (ENOTCONN).
 pub(crate) fn create(
@@ -52,7 +59,8 @@ pub(crate) fn create(
         .optional(libc::IFLA_MASTER, bridge)
         .nest(libc::IFLA_LINKINFO, &kind(&peer));
     let doing = format!("create the veth pair {} and {}", pair.host_name, pair.container_name);
-    let message = link::message(libc::RTM_NEWLINK, 0, State::Up, &host);
+    let state = if bridge.is_some() { State::Up } else { State::Kept };
+    let message = link::message(libc::RTM_NEWLINK, 0, state, &host);
     socket.request(doing, message, NLM_F_CREATE | NLM_F_EXCL)?;
     Ok(())
 }
@@ -72,21 +80,43 @@ pub(crate) struct PortFlags {
     pub(crate) isolated: bool,
 }
 
-/// Sets what the creating message can't carry: the alias that names the Pod, and a bridge port's flags.
+/// What the host's end is to be, besides up.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum HostEnd {
+    /// A port of a bridge.
+    Port(PortFlags),
+    /// A router's interface.
+    Routed {
+        /// Whether it is to have IPv6 addresses. Then it is kept from making up a link-local one and is given one: while
+        /// its own was being verified, for a second or two, the node would ask for no container's Ethernet address on
+        /// behalf of others.
+        has_ipv6: bool,
+    },
+}
+
+/// Sets what the creating message can't carry: the alias that names the Pod, a bridge port's flags, and how a router's
+/// interface comes by its addresses.
 pub(crate) fn configure_host_end(
     socket: &mut RouteSocket,
     name: &str,
     alias: &str,
-    port: Option<PortFlags>,
+    end: HostEnd,
 ) -> Result<(), KernelError> {
     let mut attributes = Attributes::new().text(libc::IFLA_IFNAME, name).text(libc::IFLA_IFALIAS, &alias_of(alias));
-    if let Some(PortFlags { hairpin, isolated }) = port {
-        let flags = Attributes::new()
-            .bytes(link::IFLA_BRPORT_MODE, &[hairpin.into()])
-            .bytes(link::IFLA_BRPORT_ISOLATED, &[isolated.into()]);
-        let port =
-            Attributes::new().text(libc::IFLA_INFO_SLAVE_KIND, "bridge").nest(libc::IFLA_INFO_SLAVE_DATA, &flags);
-        attributes = attributes.nest(libc::IFLA_LINKINFO, &port);
+    match end {
+        HostEnd::Port(PortFlags { hairpin, isolated }) => {
+            let flags = Attributes::new()
+                .bytes(link::IFLA_BRPORT_MODE, &[hairpin.into()])
+                .bytes(link::IFLA_BRPORT_ISOLATED, &[isolated.into()]);
+            let port =
+                Attributes::new().text(libc::IFLA_INFO_SLAVE_KIND, "bridge").nest(libc::IFLA_INFO_SLAVE_DATA, &flags);
+            attributes = attributes.nest(libc::IFLA_LINKINFO, &port);
+        }
+        HostEnd::Routed { has_ipv6: true } => {
+            let ipv6 = Attributes::new().bytes(IFLA_INET6_ADDR_GEN_MODE, &[IN6_ADDR_GEN_MODE_NONE]);
+            attributes = attributes.nest(libc::IFLA_AF_SPEC, &Attributes::new().nest(AF_INET6, &ipv6));
+        }
+        HostEnd::Routed { has_ipv6: false } => {}
     }
     let message = link::message(libc::RTM_NEWLINK, 0, State::Kept, &attributes);
     socket.request(format!("configure the link {name}"), message, 0)?;

@@ -18,7 +18,7 @@ use crate::{
         link::{self, Link},
         netns::Namespace,
         route, shaping, source_rule, sysctl,
-        veth::{self, PortFlags, VethPair},
+        veth::{self, HostEnd, PortFlags, VethPair},
         vlan::{self, Gateway},
     },
     policy::naming,
@@ -71,8 +71,11 @@ impl Wire {
         };
         self.make_pair(&pair, bridge.as_ref())?;
         let alias = format!("{}:{}", bridge::alias(&record.network), describe(record));
-        let port = bridge.is_some().then_some(PortFlags { hairpin: attachment.hairpin, isolated: attachment.isolated });
-        veth::configure_host_end(&mut self.host, &record.host_interface, &alias, port)?;
+        let end = match &bridge {
+            Some(_) => HostEnd::Port(PortFlags { hairpin: attachment.hairpin, isolated: attachment.isolated }),
+            None => HostEnd::Routed { has_ipv6: record.addresses.iter().any(|lease| lease.address.addr().is_ipv6()) },
+        };
+        veth::configure_host_end(&mut self.host, &record.host_interface, &alias, end)?;
         if let Some(vlans) = &attachment.options.vlans {
             vlan::set(&mut self.host, &record.host_interface, vlans)?;
         }
@@ -188,7 +191,16 @@ impl Wire {
     fn route_to_container(&mut self, record: &Record) -> Result<(), Failure> {
         let name = &record.host_interface;
         let host = self.find_host_end(name)?;
-        let mut steps = Vec::new();
+        let mut steps = vec![Step { doing: format!("bring up {name}"), message: veth::up(host.index), flags: 0 }];
+        if record.addresses.iter().any(|lease| lease.address.addr().is_ipv6()) {
+            // By it the node asks for the container's Ethernet address on behalf of others.
+            let link_local = naming::host_mac(name).link_local();
+            steps.push(Step {
+                doing: format!("add the address {link_local} to {name}"),
+                message: address::add(host.index, link_local),
+                flags: NLM_F_CREATE | NLM_F_REPLACE,
+            });
+        }
         for lease in &record.addresses {
             if let Some(gateway) = lease.gateway {
                 steps.push(Step {
