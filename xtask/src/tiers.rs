@@ -29,9 +29,9 @@ pub(crate) struct Options {
     /// How many seconds the fuzz tier takes for each of its targets
     #[arg(long, default_value_t = 20)]
     seconds: u64,
-    /// In the VM tier, run only the test files that have this in their names
+    /// In the VM tier, run only the test files that have this in their names; may be given several times
     #[arg(long, value_name = "PART")]
-    only: Option<String>,
+    only: Vec<String>,
 }
 
 /// A tier of the tests, told apart by the names of the test files.
@@ -250,7 +250,7 @@ fn run_tier(tier: Tier, root: Option<&keelson_vm::Root>, options: &Options, log:
         outcome.broken |= !child.wait()?.success();
     }
     if let (Tier::Vm, Some(root)) = (tier, root) {
-        run_shapes(root, options.only.as_deref(), log, &mut outcome);
+        run_shapes(root, &options.only, log, &mut outcome);
     }
     outcome.seconds = start.elapsed().as_secs();
     match before {
@@ -263,7 +263,7 @@ fn run_tier(tier: Tier, root: Option<&keelson_vm::Root>, options: &Options, log:
 }
 
 /// The VM tier: every shape, whatever becomes of the others.
-fn run_shapes(root: &keelson_vm::Root, only: Option<&str>, log: &Path, outcome: &mut Outcome) {
+fn run_shapes(root: &keelson_vm::Root, only: &[String], log: &Path, outcome: &mut Outcome) {
     for shape in keelson_vm::SHAPES {
         let ran = keelson_vm::run(shape, root, only, log, &mut |line| {
             println!("{line}");

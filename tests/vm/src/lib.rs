@@ -35,21 +35,21 @@ use crate::{
 };
 
 /// Boots `shape` and takes its steps. Each line that the tests print goes to `line`; what they skip is appended to
-/// the file `skips`, as the tests of other tiers do; progress goes to stderr. With `only`, the test programs are left out that don't have it in their names. Gives whether
-/// every test program ended well.
+/// the file `skips`, as the tests of other tiers do; progress goes to stderr. With parts in `only`, the test programs are
+/// left out that have none of them in their names. Gives whether every test program ended well.
 ///
 /// # Errors
 ///
 /// When the programs don't build, or the guest doesn't boot, hangs or dies, with the end of its console. A failing
 /// test is none: its lines say so, and the steps after it are still taken.
-pub fn run(shape: &Shape, root: &Root, only: Option<&str>, skips: &Path, line: &mut dyn FnMut(&str)) -> Result<bool> {
+pub fn run(shape: &Shape, root: &Root, only: &[String], skips: &Path, line: &mut dyn FnMut(&str)) -> Result<bool> {
     let mut programs = programs::build(shape)?;
     for tests in shape.tests() {
         let found = programs.iter().any(|program| tests.names(&program.package, &program.target));
         ensure!(found, "{} has no test program {}", tests.package, tests.target);
     }
-    programs.retain(|program| only.is_none_or(|part| program.target.contains(part)));
-    ensure!(!programs.is_empty(), "shape {} runs no test program with {:?} in its name", shape.name, only);
+    programs.retain(|program| only.is_empty() || only.iter().any(|part| program.target.contains(part)));
+    ensure!(!programs.is_empty(), "shape {} runs no test program named {}", shape.name, only.join(" or "));
     let shares = programs::shares(&programs)?;
     let directory = programs::target_directory(&programs).join("vm").join(shape.name);
     let mut machine = Machine::new(shape, root, &shares, directory)?;
