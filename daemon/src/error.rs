@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use keelson_cni::operator::OperatorError;
+use keelson_cni::{migration::MigrationError, operator::OperatorError};
 use keelson_host::{Problems, Unread};
 
 use crate::{config::ConfigError, observability::ObservabilityError, plugins::PluginKind};
@@ -77,6 +77,23 @@ pub enum Failure {
         /// How many.
         failed: usize,
     },
+    /// A network could not be moved to or from the reference's plugins.
+    #[error(transparent)]
+    Migration(#[from] MigrationError),
+    /// Not everything could be moved, which has been told.
+    #[error("what was skipped stays to be done by hand")]
+    Incomplete,
+    /// Nothing says which network's Pods are to be moved.
+    #[error("the node's config has no section network; name the network's config with --conflist")]
+    NoConflist,
+    /// The network's config could not be read.
+    #[error("failed to read the network config {}", path.display())]
+    Conflist {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// A number that is no error code of the CNI plugin's.
     #[error("{code} is no error code of keelson-cni's; `keelson network explain` lists them")]
     UnknownCode {
@@ -112,6 +129,10 @@ impl Failure {
             | Self::Uninstall { .. }
             | Self::Network(_)
             | Self::Findings { .. }
+            | Self::Migration(_)
+            | Self::Incomplete
+            | Self::NoConflist
+            | Self::Conflist { .. }
             | Self::Collection { .. }
             | Self::UnknownCode { .. }
             | Self::Inspect { .. }

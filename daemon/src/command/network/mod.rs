@@ -4,6 +4,7 @@ mod doctor;
 mod explain;
 mod gc;
 mod list;
+mod migrate;
 mod restore;
 mod show;
 
@@ -34,6 +35,10 @@ pub(super) enum NetworkCommand {
     Restore(restore::RestoreArguments),
     /// Compare records and kernel, and tell a remedy for each finding; fails if one is an error
     Doctor(doctor::DoctorArguments),
+    /// Take over the Pods of the reference's bridge and host-local, which run on
+    Import(migrate::ImportArguments),
+    /// Give the Pods back to the reference's host-local, which run on
+    Export(migrate::ExportArguments),
     /// Tell what an error code of the plugin's means, or list them all
     Explain(explain::ExplainArguments),
 }
@@ -101,6 +106,8 @@ pub(super) fn run(command: &NetworkCommand) -> Result<(), Failure> {
         NetworkCommand::Gc(arguments) => gc::run(arguments),
         NetworkCommand::Restore(arguments) => restore::run(arguments),
         NetworkCommand::Doctor(arguments) => doctor::run(arguments),
+        NetworkCommand::Import(arguments) => migrate::import(arguments),
+        NetworkCommand::Export(arguments) => migrate::export(arguments),
         NetworkCommand::Explain(arguments) => explain::run(arguments),
     }
 }
