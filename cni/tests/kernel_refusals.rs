@@ -49,6 +49,11 @@ fn a_bad_config_is_refused_with_its_code() {
             "failed to find plugin \"host-local\"",
             changed(&node, |config| config["ipam"]["type"] = json!("host-local")),
         ),
+        (
+            7,
+            "ipam.resolvConf: \"/dev/zero\" can't be read",
+            changed(&node, |config| config["ipam"]["resolvConf"] = json!("/dev/zero")),
+        ),
         (7, "mode: \"macvlan\"", changed(&node, |config| config["mode"] = json!("macvlan"))),
         (7, "prevResult", changed(&node, |config| config["prevResult"] = json!({"ips": [{"address": "here"}]}))),
         (6, "", changed(&node, |config| config["cniVersion"] = json!(1))),

@@ -6,7 +6,7 @@ mod common;
 
 use std::{
     fs,
-    os::unix::fs::symlink,
+    os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -191,6 +191,43 @@ fn gc_gives_the_addresses_back_to_the_delegated_plugin() {
     assert_eq!(reserved(&node), ["10.77.0.2", "fd77::2"]);
     assert!(!ip(&pods[1], &["link"]).contains("eth0"));
     call(&node, "DEL", "stays", Path::new(""), &config).silent();
+}
+
+/// Not a plugin of anybody's: it writes down what it is asked, which the real ones don't tell.
+const RECORDER: &str = r#"#!/bin/sh
+cat > "$(dirname "$0")/asked-$CNI_COMMAND"
+[ "$CNI_COMMAND" != ADD ] || echo '{"cniVersion": "1.1.0", "ips": [{"address": "10.77.0.9/24", "gateway": "10.77.0.1"}]}'
+"#;
+
+#[test]
+fn gc_asks_the_delegated_plugin_to_keep_what_ours_keeps() {
+    skip_unless!(is_root(), "needs root");
+    let node = Node::new();
+    let pod = Netns::new().unwrap();
+    let directory = node.directory.path().join("bin");
+    fs::create_dir(&directory).unwrap();
+    symlink(env!("CARGO_BIN_EXE_keelson-cni"), directory.join("keelson-cni")).unwrap();
+    fs::write(directory.join("recorder"), RECORDER).unwrap();
+    fs::set_permissions(directory.join("recorder"), fs::Permissions::from_mode(0o755)).unwrap();
+    let mut config = ours(&node, "1.1.0");
+    config["ipam"] = json!({"type": "recorder"});
+    let result = added(&node, "c", &pod, &config);
+    assert_eq!(result["ips"][0]["address"], "10.77.0.9/24");
+    let mut inhabitant = pod.command("sleep").arg("1000").spawn().unwrap();
+    config["cni.dev/valid-attachments"] = json!([]);
+    let answer = call(&node, "GC", "", Path::new(""), &config);
+    inhabitant.kill().unwrap();
+    inhabitant.wait().unwrap();
+    answer.silent();
+    assert_eq!(node.records(), ["c@eth0"]);
+    let asked: Value = serde_json::from_slice(&fs::read(directory.join("asked-GC")).unwrap()).unwrap();
+    assert_eq!(asked["cni.dev/valid-attachments"], json!([{"containerID": "c", "ifname": "eth0"}]));
+    // Nobody lives there any more.
+    call(&node, "GC", "", Path::new(""), &config).silent();
+    assert_eq!(node.records(), Vec::<String>::new());
+    let asked: Value = serde_json::from_slice(&fs::read(directory.join("asked-GC")).unwrap()).unwrap();
+    assert_eq!(asked["cni.dev/valid-attachments"], json!([]));
+    assert!(directory.join("asked-DEL").exists());
 }
 
 #[test]

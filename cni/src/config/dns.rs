@@ -1,11 +1,19 @@
 //! Name servers.
 
-use std::path::Path;
+use std::{
+    fs::File,
+    io::{self, Read},
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+};
 
 use keelson_host::Problem;
 use serde::{Deserialize, Serialize};
 
 use super::fields::Fields;
+
+/// More than any resolver reads.
+const LONGEST_RESOLV_CONF: u64 = 1 << 20;
 
 /// Name servers as the spec has them; the runtime, not the plugin, puts them into the container.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,9 +55,20 @@ pub(crate) fn parse_runtime_dns(dns: &Fields<'_>) -> Result<Dns, Problem> {
     })
 }
 
+/// The text of a file that can be read to its end: a FIFO's or a device's may never come.
+fn read_regular_file(path: &Path) -> io::Result<String> {
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"));
+    }
+    let mut text = String::new();
+    file.take(LONGEST_RESOLV_CONF).read_to_string(&mut text)?;
+    Ok(text)
+}
+
 /// Reads a resolv.conf(5); `path` is the key that names it.
 pub(crate) fn read_resolv_conf(path: &str, file: &Path) -> Result<Dns, Problem> {
-    let text = std::fs::read_to_string(file).map_err(|error| {
+    let text = read_regular_file(file).map_err(|error| {
         Problem::new(path, file.display(), format!("can't be read ({error})"), "name a file in resolv.conf's format")
     })?;
     let mut dns = Dns::default();

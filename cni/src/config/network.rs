@@ -12,7 +12,7 @@ use std::{
 
 use ipnet::IpNet;
 use keelson_host::{Problem, Problems};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::{
     bandwidth::{self, Bandwidth},
@@ -31,6 +31,10 @@ use super::{
     route::{Route, check_routes, ipv6_default},
     version::SpecVersion,
 };
+
+/// Where the runtime lists the attachments that are valid: an early draft of the spec had the second name, and libcni
+/// sends both.
+const VALID_ATTACHMENTS: [&str; 2] = ["cni.dev/valid-attachments", "cni.dev/attachments"];
 
 /// The reference bridge's default.
 const DEFAULT_BRIDGE: &str = "cni0";
@@ -278,6 +282,22 @@ impl NetworkConfig {
         Pool::parse(&Fields::top(&self.document), self.version, args)
     }
 
+    /// The config with `kept` among its valid attachments, under each name that it lists them by.
+    pub(crate) fn text_with_valid(&self, kept: &[AttachmentKey]) -> Vec<u8> {
+        if kept.is_empty() {
+            return self.text.clone();
+        }
+        let mut document = self.document.clone();
+        for (_, value) in
+            document.iter_mut().filter(|(name, _)| VALID_ATTACHMENTS.iter().any(|key| name.eq_ignore_ascii_case(key)))
+        {
+            if let Some(list) = value.as_array_mut() {
+                list.extend(kept.iter().map(|key| json!({"containerID": key.container_id, "ifname": key.ifname})));
+            }
+        }
+        Value::Object(document).to_string().into_bytes()
+    }
+
     /// Whether the container is attached by host routes instead of a bridge.
     fn is_routed(&self, top: &Fields<'_>) -> Result<bool, Problem> {
         let is_routed = match top.string("mode")? {
@@ -302,12 +322,7 @@ impl NetworkConfig {
     /// The attachments that the runtime says are valid; `None` if it says nothing, which is not the same as none.
     pub(crate) fn valid_attachments(&self) -> Result<Option<Vec<AttachmentKey>>, ConfigError> {
         let top = Fields::top(&self.document);
-        // An early draft of the spec had the second name, and libcni sends both.
-        let Some(path) =
-            ["cni.dev/valid-attachments", "cni.dev/attachments"].into_iter().find(|key| top.get(key).is_some())
-        else {
-            return Ok(None);
-        };
+        let Some(path) = VALID_ATTACHMENTS.into_iter().find(|key| top.get(key).is_some()) else { return Ok(None) };
         let mut keys = Vec::new();
         for attachment in objects(path, top.array(path)?)? {
             let text = |key: &str| match attachment.string(key)? {
@@ -438,7 +453,6 @@ pub(crate) fn cni_args<'a>(top: &Fields<'a>) -> Result<Option<Fields<'a>>, Probl
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use serde_json::json;
 
     use super::*;
 

@@ -58,7 +58,7 @@ impl<'a> Delegate<'a> {
 
     /// ADD: the addresses that it gave.
     pub(super) fn add(&self) -> Result<CniResult, DelegateError> {
-        let output = self.run("ADD", &[])?;
+        let output = self.run("ADD", &[], &self.config.text)?;
         let no_result = |fault: String| DelegateError::NoResult { plugin: self.plugin.to_owned(), fault };
         let value: Value = serde_json::from_slice(&output).map_err(|error| no_result(error.to_string()))?;
         let problem = |problem: Problem| no_result(problem.to_string());
@@ -73,12 +73,17 @@ impl<'a> Delegate<'a> {
     /// DEL of another attachment than the one that this call is about.
     pub(super) fn delete_other(&self, key: &AttachmentKey) -> Result<(), DelegateError> {
         let about = [("CNI_CONTAINERID", key.container_id.as_str()), ("CNI_IFNAME", &key.ifname), ("CNI_NETNS", "")];
-        self.run("DEL", &about).map(drop)
+        self.run("DEL", &about, &self.config.text).map(drop)
+    }
+
+    /// GC, with what we keep alive ourselves among the attachments that are valid.
+    pub(super) fn collect_garbage(&self, kept: &[AttachmentKey]) -> Result<(), DelegateError> {
+        self.run("GC", &[], &self.config.text_with_valid(kept)).map(drop)
     }
 
     /// A verb that answers nothing.
     pub(super) fn call(&self, verb: &str) -> Result<(), DelegateError> {
-        self.run(verb, &[]).map(drop)
+        self.run(verb, &[], &self.config.text).map(drop)
     }
 
     /// Its name.
@@ -86,8 +91,8 @@ impl<'a> Delegate<'a> {
         self.plugin
     }
 
-    /// Executes it with our environment, but for the verb and what `about` names.
-    fn run(&self, verb: &str, about: &[(&str, &str)]) -> Result<Vec<u8>, DelegateError> {
+    /// Executes it with `config` and our environment, but for the verb and what `about` names.
+    fn run(&self, verb: &str, about: &[(&str, &str)], config: &[u8]) -> Result<Vec<u8>, DelegateError> {
         let failed = |source| DelegateError::Execute { path: self.path.clone(), source };
         let mut child = Command::new(&self.path)
             .env("CNI_COMMAND", verb)
@@ -98,7 +103,7 @@ impl<'a> Delegate<'a> {
             .map_err(failed)?;
         if let Some(mut stdin) = child.stdin.take() {
             // One that fails before it reads closes the pipe; its error is what matters.
-            match stdin.write_all(&self.config.text) {
+            match stdin.write_all(config) {
                 Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(failed(error)),
                 _ => {}
             }

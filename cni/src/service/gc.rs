@@ -93,6 +93,9 @@ pub fn collect_garbage(data_dir: &Path, network: &str, options: &GcOptions) -> R
 /// Undoes every attachment that is not in the runtime's list; goes on after an error and reports all.
 ///
 /// Without a list nothing is done: no word isn't the word "none".
+///
+/// The plugin that gives the addresses is asked for the same, whatever came of our own part; but not for the addresses of
+/// what we leave alone.
 pub(super) fn gc(config: &NetworkConfig) -> Result<(), Failure> {
     let Some(valid) = config.valid_attachments()? else { return Ok(()) };
     let valid = valid.into_iter().map(|key| (key.container_id, key.ifname)).collect();
@@ -102,6 +105,12 @@ pub(super) fn gc(config: &NetworkConfig) -> Result<(), Failure> {
     let mut collected = collect(&store, &config.name, &options, delegate.as_ref())?;
     for entry in &collected.report.skipped {
         calls::note(format!("GC left {} alone: {}", entry.owner, entry.reason));
+    }
+    if let Some(delegate) = delegate {
+        let key =
+            |entry: &GcEntry| AttachmentKey { container_id: entry.container_id.clone(), ifname: entry.ifname.clone() };
+        let kept: Vec<AttachmentKey> = collected.report.skipped.iter().map(key).collect();
+        collected.failures.extend(delegate.collect_garbage(&kept).err().map(Failure::from));
     }
     match collected.failures.len() {
         0 => Ok(()),

@@ -28,7 +28,6 @@ pub use gc::{GcEntry, GcError, GcOptions, GcReport, collect_garbage};
 use serde_json::Value;
 
 pub(crate) use add::{mac_of, new_record, with_gateway};
-use delegate::Delegate;
 pub(crate) use delegate::DelegateError;
 pub(crate) use rules::{all_differences as rule_differences, ensure as ensure_rules, restore};
 
@@ -184,23 +183,9 @@ fn serve_network(invocation: &Invocation, config: &NetworkConfig) -> Result<Opti
         Invocation::Attachment(Command::Check, call) => check::check(config, call).map(|()| None),
         // `read` gives no other verb with an attachment than these three.
         Invocation::Attachment(_, call) => del::del(config, call).map(|()| None),
-        Invocation::Network(Command::Gc) => {
-            gc::gc(config)?;
-            forward(config, "GC")
-        }
-        Invocation::Network(_) => {
-            status::status(config)?;
-            forward(config, "STATUS")
-        }
+        Invocation::Network(Command::Gc) => gc::gc(config).map(|()| None),
+        Invocation::Network(_) => status::status(config).map(|()| None),
     }
-}
-
-/// Asks the delegated plugin, too, if there is one.
-fn forward(config: &NetworkConfig, verb: &str) -> Result<Option<Value>, Failure> {
-    if let Some(delegate) = Delegate::of(config)? {
-        delegate.call(verb)?;
-    }
-    Ok(None)
 }
 
 fn require(config: &NetworkConfig, verb: &'static str, since: SpecVersion) -> Result<(), Failure> {

@@ -30,8 +30,7 @@ pub(super) fn status(config: &NetworkConfig) -> Result<(), Failure> {
         Err(ConfigError::Unsupported(problem)) => return Err(Failure::Unavailable(problem.to_string())),
         Err(error) => return Err(error.into()),
     };
-    // Found, it is asked after this.
-    Delegate::of(config).map_err(|error| Failure::Unavailable(error.to_string()))?;
+    let delegate = Delegate::of(config).map_err(|error| Failure::Unavailable(error.to_string()))?;
     let store = Store::new(&config.data_dir, &config.name)?;
     require_writable(store.directory())?;
     if let Some(bridge) = attachment.bridge.as_deref().filter(|_| config.makes_links()) {
@@ -52,7 +51,10 @@ pub(super) fn status(config: &NetworkConfig) -> Result<(), Failure> {
             return Err(Failure::Unavailable(text));
         }
     }
-    Ok(())
+    match delegate {
+        Some(delegate) => Ok(delegate.call("STATUS")?),
+        None => Ok(()),
+    }
 }
 
 /// Fails if running Pods lack their bridge. It is judged by some of them: what is asked for every few seconds takes no
