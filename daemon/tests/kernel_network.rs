@@ -428,3 +428,25 @@ fn the_network_process_brings_back_what_somebody_removed() {
     restores("echo 0 > /proc/sys/net/ipv4/ip_forward", r#""what":"forwarding""#, &forwards);
     assert_eq!(node.checks(), Vec::<String>::new());
 }
+
+#[test]
+fn pods_are_given_to_host_local_and_taken_back() {
+    skip_unless!(is_root(), "not root, which network namespaces take");
+    let node = Node::new();
+    let _pod = node.pod("aaaa", false);
+    let conflist = node.path("test.conflist");
+    fs::write(&conflist, node.plugin_config().to_string()).unwrap();
+    let (conflist, place) = (conflist.to_str().unwrap(), node.path("host-local"));
+    let migrate = |arguments: &[&str]| {
+        let output = node.keelson(&[&["network"], arguments, &["-o", "json", "--conflist", conflist]].concat());
+        let report: Value =
+            serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"));
+        report["entries"][0]["outcome"].as_str().unwrap().to_owned()
+    };
+    let to = place.to_str().unwrap();
+    assert_eq!(migrate(&["export", "--to", to, "--dry-run"]), "migrated");
+    assert!(!place.join("test/10.77.0.2").exists());
+    assert_eq!(migrate(&["export", "--to", to]), "migrated");
+    assert!(place.join("test/10.77.0.2").exists());
+    assert_eq!(migrate(&["import", "--from", to, "--results", to]), "alreadyThere");
+}
