@@ -12,8 +12,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{Node, addresses, ip};
-use keelson_testkit::{Netns, is_root, skip_unless};
+use common::{Node, addresses, ip, reference::VERSIONS};
+use keelson_testkit::{Netns, is_root, scenario, skip_unless};
 use serde_json::{Value, json};
 
 /// How long the kernel may take for what it does by itself; reached only if it never does.
@@ -133,27 +133,33 @@ fn the_containers_end_can_be_left_down() {
 #[test]
 fn a_bridge_is_promiscuous_when_asked_and_stays_so() {
     skip_unless!(is_root(), "needs root");
-    let node = Node::new();
-    let mut config = node.config();
-    config["promiscMode"] = json!(true);
-    let pod = Netns::new().unwrap();
-    let answer = node.call("ADD", "c", Some(pod.path()), &config);
-    assert_eq!(answer.code(), 7, "with hairpinMode");
-    config["hairpinMode"] = json!(false);
-    // One that is there already is made promiscuous as well.
-    let first = Netns::new().unwrap();
-    let mut plain = config.clone();
-    plain["promiscMode"] = json!(false);
-    node.add("first", &first, &plain);
-    assert!(!has_flag(&link(&node.host, "kt0"), "PROMISC"));
-    let mut check = config.clone();
-    check["prevResult"] = node.add("c", &pod, &config);
-    assert!(has_flag(&link(&node.host, "kt0"), "PROMISC"));
-    node.call("CHECK", "c", Some(pod.path()), &check).silent();
-    ip(&node.host, &["link", "set", "kt0", "promisc", "off"]);
-    let answer = node.call("CHECK", "c", Some(pod.path()), &check);
-    assert_eq!(answer.code(), 105);
-    assert!(answer.json()["details"].as_str().unwrap().contains("promiscuous"), "{answer:?}");
+    for version in VERSIONS {
+        let node = Node::new();
+        let mut config = node.config();
+        config["cniVersion"] = json!(version);
+        config["promiscMode"] = json!(true);
+        let pod = Netns::new().unwrap();
+        let answer = node.call("ADD", "c", Some(pod.path()), &config);
+        assert_eq!(answer.code(), 7, "with hairpinMode");
+        config["hairpinMode"] = json!(false);
+        // One that is there already is made promiscuous as well.
+        let first = Netns::new().unwrap();
+        let mut plain = config.clone();
+        plain["promiscMode"] = json!(false);
+        node.add("first", &first, &plain);
+        assert!(!has_flag(&link(&node.host, "kt0"), "PROMISC"));
+        let mut check = config.clone();
+        check["prevResult"] = node.add("c", &pod, &config);
+        assert!(has_flag(&link(&node.host, "kt0"), "PROMISC"));
+        if version >= "0.4.0" {
+            node.call("CHECK", "c", Some(pod.path()), &check).silent();
+            ip(&node.host, &["link", "set", "kt0", "promisc", "off"]);
+            let answer = node.call("CHECK", "c", Some(pod.path()), &check);
+            assert_eq!(answer.code(), 105);
+            assert!(answer.json()["details"].as_str().unwrap().contains("promiscuous"), "{answer:?}");
+        }
+        scenario(17, version);
+    }
 }
 
 #[test]

@@ -10,8 +10,11 @@ use std::{
     time::Duration,
 };
 
-use common::{Node, addresses, ip};
-use keelson_testkit::{Netns, is_root, missing, skip_unless};
+use common::{
+    Node, addresses, ip,
+    reference::{DUAL_STACK, IPV4, IPV6, Play, SEVERAL, Subnet, plays},
+};
+use keelson_testkit::{Netns, is_root, missing, scenario, skip_unless};
 use serde_json::{Value, json};
 
 /// Whether the kernel's bridges can keep VLANs apart (CONFIG_BRIDGE_VLAN_FILTERING).
@@ -136,5 +139,83 @@ fn trunks_carry_tags_and_the_default_vlan_is_kept_on_request() {
         assert_eq!(vlans(&node, host_end(&check["prevResult"])), expected, "{keys}");
         node.call("CHECK", "c", Some(pod.path()), &check).silent();
         node.call("DEL", "c", Some(pod.path()), &config).silent();
+    }
+}
+
+/// The VLANs of the container's port.
+fn vlans_of_port(play: &Play) -> Vec<String> {
+    vlans(&play.node, play.ports()[0]["ifname"].as_str().unwrap())
+}
+
+/// ADD, CHECK and DEL of a container in VLAN 100, whose gateways are in it.
+fn comes_and_goes(play: &Play, subnets: &[Subnet], preserve: bool) {
+    let mut config = play.config(subnets);
+    config["vlan"] = json!(100);
+    config["preserveDefaultVlan"] = json!(preserve);
+    if play.has_old_results() && subnets.len() > 2 {
+        play.refused(&config, "does not support more than 1 address per family");
+        return;
+    }
+    let result = play.add(&config);
+    play.gave(&result, subnets);
+    let kept = preserve.then_some("1 Egress Untagged");
+    let expected: Vec<&str> = kept.into_iter().chain(["100 PVID Egress Untagged"]).collect();
+    assert_eq!(vlans_of_port(play), expected);
+    let (inside, bridge) =
+        (ip(&play.node.host, &["addr", "show", "kt0.100"]), ip(&play.node.host, &["addr", "show", "kt0"]));
+    for subnet in subnets {
+        let address = format!(" {}/", subnet.gateway);
+        assert!(inside.contains(&address) && !bridge.contains(&address), "{inside} {bridge}");
+        assert!(reaches(&play.pod, &play.node.host, subnet.gateway.parse().unwrap()), "{}", subnet.gateway);
+    }
+    play.check(&config, &result);
+    play.del(&config);
+}
+
+#[test]
+fn the_gateways_are_in_the_vlan() {
+    skip_unless!(is_root(), "needs root");
+    skip_unless!(missing(&["bridge"]).is_empty(), "needs bridge, of iproute2");
+    skip_unless!(has_vlans(), "the kernel's bridges have no VLANs (CONFIG_BRIDGE_VLAN_FILTERING)");
+    for (number, subnets) in [(31, &IPV4[..]), (32, &IPV6), (33, &DUAL_STACK), (34, &SEVERAL)] {
+        for play in plays() {
+            comes_and_goes(&play, subnets, false);
+            scenario(number, play.version);
+        }
+        for play in plays() {
+            comes_and_goes(&play, subnets, true);
+            scenario(if number < 33 { 35 } else { 36 }, play.version);
+        }
+    }
+}
+
+#[test]
+fn a_layer_2_port_is_in_its_vlans() {
+    skip_unless!(is_root(), "needs root");
+    skip_unless!(missing(&["bridge"]).is_empty(), "needs bridge, of iproute2");
+    skip_unless!(has_vlans(), "the kernel's bridges have no VLANs (CONFIG_BRIDGE_VLAN_FILTERING)");
+    let trunk = json!([{"id": 101}, {"minID": 200, "maxID": 210}]);
+    let tagged: Vec<String> = std::iter::once(101).chain(200..=210).map(|id| id.to_string()).collect();
+    let tagged: Vec<&str> = tagged.iter().map(String::as_str).collect();
+    let both = [&["1 Egress Untagged", "100 PVID Egress Untagged"], &tagged[..]].concat();
+    for (number, keys, expected) in [
+        (38, json!({"vlan": 100, "preserveDefaultVlan": true}), both[..2].to_vec()),
+        (39, json!({"vlanTrunk": trunk}), [&["1 PVID Egress Untagged"], &tagged[..]].concat()),
+        (40, json!({"vlan": 100, "vlanTrunk": trunk, "preserveDefaultVlan": true}), both.clone()),
+        (41, json!({"vlan": 100}), both[1..2].to_vec()),
+    ] {
+        for play in plays() {
+            let mut config = play.config(&[]);
+            config.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
+            if play.has_old_results() {
+                play.refused(&config, "no valid IP addresses");
+            } else {
+                let result = play.add(&config);
+                assert_eq!(vlans_of_port(&play), expected, "{keys}");
+                play.check(&config, &result);
+                play.del(&config);
+            }
+            scenario(number, play.version);
+        }
     }
 }

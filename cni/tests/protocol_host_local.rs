@@ -16,7 +16,7 @@ use std::{
 };
 
 use common::{Answer, feed};
-use keelson_testkit::{Tool, go_version, skip_unless, wait_until};
+use keelson_testkit::{Tool, go_version, scenario, skip_unless, wait_until};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -173,6 +173,7 @@ fn add_and_del_do_what_the_reference_does() {
         assert_eq!(answers[0].1[0], ("10.1.2.2".to_owned(), "dummy\r\neth0".to_owned()));
         assert_eq!(answers[0].1[1], ("2001:db8:1::2".to_owned(), "dummy\r\neth0".to_owned()));
         assert_eq!(answers[0].2, ["10.1.2.2", "2001:db8:1::2"]);
+        scenario(55, version);
     }
 }
 
@@ -259,8 +260,10 @@ fn both_at_once_give_no_address_twice() {
 
 #[test]
 fn the_references_lock_is_waited_for() {
-    let place = Place::with(&[("lock", "")]);
+    let place = Place::with(&[]);
     let config = place.config("1.1.0", &dual_stack());
+    // A folder without the file gets one.
+    call(Ours, "DEL", "a", &config).silent();
     let lock = fs::File::open(place.path("lock")).unwrap();
     lock.lock().unwrap();
     thread::scope(|scope| {
@@ -276,6 +279,7 @@ fn the_references_lock_is_waited_for() {
         lock.unlock().unwrap();
         assert_eq!(first(&waiting.join().unwrap()), "10.1.2.2/24");
     });
+    scenario(98, "-");
 }
 
 #[test]
@@ -289,6 +293,7 @@ fn each_interface_of_a_container_holds_its_own() {
         }
         call(Ours, "DEL", "dummy", &config).silent();
         assert_eq!(place.reservations(), [("10.1.2.3".to_owned(), "dummy\r\neth1".to_owned())]);
+        scenario(56, version);
     }
 }
 
@@ -308,6 +313,7 @@ fn a_repeated_add_is_rejected() {
         assert_eq!(first(&call(Ours, "ADD", "dummy1", &config)), "10.1.2.3/24");
         assert_eq!(call(Reference, "ADD", "dummy1", &config).status, 1);
         assert_eq!(place.reservations().len(), 2);
+        scenario(57, version);
     }
 }
 
@@ -318,6 +324,7 @@ fn files_of_the_older_format_are_released() {
         let config = place.config(version, &json!({"subnet": "10.1.2.0/24"}));
         call(Ours, "DEL", "dummy", &config).silent();
         assert_eq!(place.reservations(), [("10.1.2.3".to_owned(), "other".to_owned())]);
+        scenario(58, version);
     }
 }
 
@@ -328,6 +335,7 @@ fn a_del_of_an_unknown_container_succeeds_and_makes_nothing() {
         let config = place.config(version, &json!({"subnet": "10.1.2.0/24"}));
         call(Ours, "DEL", "dummy", &config).silent();
         assert!(!place.path("").exists());
+        scenario(59, version);
     }
 }
 
@@ -339,6 +347,7 @@ fn white_space_in_files_is_ignored() {
         assert_eq!(call(Ours, "ADD", "dummy", &config).code(), 104);
         call(Ours, "DEL", "dummy", &config).silent();
         assert!(place.reservations().is_empty());
+        scenario(60, version);
     }
 }
 
@@ -348,6 +357,7 @@ fn the_first_add_says_nothing_on_stderr() {
         let place = Place::new();
         let added = call(Ours, "ADD", "testing", &place.config(version, &json!({"subnet": "10.1.2.0/24"})));
         assert_eq!((first(&added).as_str(), added.stderr.as_str()), ("10.1.2.2/24", ""));
+        scenario(61, version);
     }
 }
 
@@ -381,6 +391,10 @@ fn addresses_asked_for_are_given() {
         let words =
             if version >= "0.3.0" { "failed to allocate all requested IPs: 10.1.2." } else { "address per family" };
         both_refuse(version, &two, &unused, words);
+        (62..=65).for_each(|number| scenario(number, version));
+    }
+    for number in [71, 81, 82, 83, 84, 85] {
+        scenario(number, "-");
     }
 }
 
@@ -401,6 +415,9 @@ fn addresses_that_cannot_be_given_are_refused() {
     }
     let whole = json!({"subnet": "192.168.1.0/29"});
     both_refuse("1.1.0", &whole, &asked("192.168.1.1"), "requested ip 192.168.1.1 is subnet's gateway");
+    for number in [72, 73, 74] {
+        scenario(number, "-");
+    }
 }
 
 #[test]
@@ -431,6 +448,9 @@ fn the_next_address_is_the_references() {
         let answer = same("1.1.0", &files, &json!({"ranges": [set]}), &json!({}), "");
         assert_eq!(answer.json()["ips"][0]["address"].as_str().unwrap().split('/').next(), Some(expected));
     }
+    for number in [69, 76, 77] {
+        scenario(number, "-");
+    }
 }
 
 #[test]
@@ -452,6 +472,7 @@ fn a_full_range_is_told_in_the_references_words() {
             assert!(message.starts_with(&expected), "{message}");
         }
     }
+    scenario(75, "-");
 }
 
 #[test]
@@ -472,9 +493,11 @@ fn configs_are_read_as_the_reference_reads_them() {
             assert_eq!(first(&same(version, &[], &mixed, &runtime, "")), "12.1.3.2/24");
         } else {
             both_refuse(version, &new, &none, "does not support more than 1 address per family");
+            scenario(89, version);
         }
         let dual = json!({"ranges": [[{"subnet": "10.1.2.0/24"}], [{"subnet": "2001:db8:1::/48"}]]});
-        same(version, &[], &dual, &none, "");
+        assert_eq!(first(&same(version, &[], &dual, &none, "")), "10.1.2.2/24");
+        scenario(90, version);
     }
     let ranges = |ranges: Value| json!({"ranges": ranges});
     for (ipam, words) in [
@@ -489,6 +512,9 @@ fn configs_are_read_as_the_reference_reads_them() {
         (json!({"subnet": "192.0.2.0/24", "rangeStart": "192.0.2.50", "rangeEnd": "192.0.2.40"}), "192.0.2.40"),
     ] {
         both_refuse("1.1.0", &ipam, &none, words);
+    }
+    for number in [78, 79, 80, 86, 87, 88] {
+        scenario(number, "-");
     }
 }
 
@@ -511,6 +537,7 @@ fn overlaps_are_found_as_the_reference_finds_them() {
     ] {
         same("1.1.0", &[], &json!({"ranges": [[one], [other]]}), &json!({}), "");
     }
+    scenario(97, "-");
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod lint;
 mod machine;
 mod mutants;
 mod run;
+mod scenarios;
 mod tiers;
 mod trial;
 

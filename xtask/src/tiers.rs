@@ -3,19 +3,21 @@
 use std::{
     fmt, fs,
     io::{BufRead, BufReader, Write},
-    path::Path,
     process::{Command, ExitCode, Stdio},
+    thread,
     time::Instant,
 };
 
 use anyhow::{Context, Result, bail};
 use clap::{ValueEnum, builder::PossibleValue};
-use keelson_testkit::{SKIP_LOG, Snapshot, Tool};
+use keelson_testkit::{SCENARIO_LOG, SKIP_LOG, Snapshot, Tool};
+use tempfile::NamedTempFile;
 
 use crate::{
     fuzz,
     machine::{PACKAGES, VM_PACKAGES, check_go, check_privileges, provide_packages, provide_tools},
     run::{cargo, check},
+    scenarios,
 };
 
 /// What `cargo xtask test` may be told.
@@ -168,6 +170,21 @@ impl Outcome {
     }
 }
 
+/// What the tests write while they run, beside their output.
+struct Logs {
+    /// What one tier skips.
+    skips: NamedTempFile,
+    /// The reference's scenarios that all tiers play.
+    scenarios: NamedTempFile,
+}
+
+impl Logs {
+    fn new() -> Result<Self> {
+        let file = || NamedTempFile::new().context("failed to make a log for the tests");
+        Ok(Self { skips: file()?, scenarios: file()? })
+    }
+}
+
 /// Runs the tiers and sums up.
 ///
 /// # Errors
@@ -197,14 +214,20 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         check(cargo("build").args(["--workspace", "--bins"]))?;
     }
 
-    let log = tempfile::NamedTempFile::new().context("failed to make the log of skips")?;
+    let logs = Logs::new()?;
     let mut outcomes = Vec::new();
-    for tier in tiers {
+    for tier in &tiers {
         println!("\n== {tier} ==");
-        outcomes.push((tier, run_tier(tier, root.as_ref(), options, log.path())?));
+        outcomes.push((*tier, run_tier(*tier, root.as_ref(), options, &logs)?));
     }
-    report(&outcomes);
-    let good = outcomes.iter().all(|(_, outcome)| outcome.is_good());
+    // The reference's scenarios are played in three tiers; a run of less can't tell which are missing.
+    let differences = if [Tier::Unit, Tier::Kernel, Tier::Protocol].iter().all(|tier| tiers.contains(tier)) {
+        scenarios::check(logs.scenarios.path(), tiers.contains(&Tier::Vm) && options.only.is_empty())?
+    } else {
+        Vec::new()
+    };
+    report(&outcomes, &differences);
+    let good = differences.is_empty() && outcomes.iter().all(|(_, outcome)| outcome.is_good());
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -228,7 +251,8 @@ fn chosen(choices: &[Choice]) -> Vec<Tier> {
     tiers
 }
 
-fn run_tier(tier: Tier, root: Option<&keelson_vm::Root>, options: &Options, log: &Path) -> Result<Outcome> {
+fn run_tier(tier: Tier, root: Option<&keelson_vm::Root>, options: &Options, logs: &Logs) -> Result<Outcome> {
+    let log = logs.skips.path();
     fs::write(log, "").context("failed to empty the log of skips")?;
     let before = match Snapshot::take() {
         // These tiers must run without root and without any program; they make nothing in the kernel.
@@ -238,7 +262,11 @@ fn run_tier(tier: Tier, root: Option<&keelson_vm::Root>, options: &Options, log:
     let start = Instant::now();
     let mut outcome = Outcome::default();
     for mut command in tier.commands(options) {
-        command.env(SKIP_LOG, log).stdout(Stdio::piped());
+        command.env(SKIP_LOG, log).env(SCENARIO_LOG, logs.scenarios.path()).stdout(Stdio::piped());
+        if thread::available_parallelism().is_ok_and(|threads| threads.get() == 1) {
+            // A single thread would be libtest's own, and both logs name a test by its thread.
+            command.env("RUST_TEST_THREADS", "2");
+        }
         let mut child = command.spawn().with_context(|| format!("failed to run {command:?}"))?;
         let Some(stdout) = child.stdout.take() else { bail!("cargo test has no standard output") };
         for line in BufReader::new(stdout).lines() {
@@ -250,7 +278,7 @@ fn run_tier(tier: Tier, root: Option<&keelson_vm::Root>, options: &Options, log:
         outcome.broken |= !child.wait()?.success();
     }
     if let (Tier::Vm, Some(root)) = (tier, root) {
-        run_shapes(root, &options.only, log, &mut outcome);
+        run_shapes(root, &options.only, logs, &mut outcome);
     }
     outcome.seconds = start.elapsed().as_secs();
     match before {
@@ -263,9 +291,10 @@ fn run_tier(tier: Tier, root: Option<&keelson_vm::Root>, options: &Options, log:
 }
 
 /// The VM tier: every shape, whatever becomes of the others.
-fn run_shapes(root: &keelson_vm::Root, only: &[String], log: &Path, outcome: &mut Outcome) {
+fn run_shapes(root: &keelson_vm::Root, only: &[String], logs: &Logs, outcome: &mut Outcome) {
+    let paths = keelson_vm::Logs { skips: logs.skips.path(), scenarios: logs.scenarios.path() };
     for shape in keelson_vm::SHAPES {
-        let ran = keelson_vm::run(shape, root, only, log, &mut |line| {
+        let ran = keelson_vm::run(shape, root, only, paths, &mut |line| {
             println!("{line}");
             outcome.count(line);
         });
@@ -279,7 +308,7 @@ fn run_shapes(root: &keelson_vm::Root, only: &[String], log: &Path, outcome: &mu
     }
 }
 
-fn report(outcomes: &[(Tier, Outcome)]) {
+fn report(outcomes: &[(Tier, Outcome)], differences: &[String]) {
     let mut out = std::io::stdout().lock();
     let mut lines = vec![String::new(), "TIER      PASSED  FAILED  SKIPPED  IGNORED  LEFT BEHIND  TIME".to_owned()];
     let (mut passed, mut failed, mut skipped) = (0, 0, 0);
@@ -307,6 +336,7 @@ fn report(outcomes: &[(Tier, Outcome)]) {
     if outcomes.iter().any(|(_, outcome)| !outcome.left_behind.is_empty()) {
         lines.push("hint: what another keelson or nodelab on this machine made meanwhile is counted, too".to_owned());
     }
+    lines.extend(differences.iter().map(|difference| format!("reference's scenarios: {difference}")));
     lines.push(String::new());
     lines.push(format!("{passed} passed, {failed} failed, {skipped} skipped"));
     // The reader may have gone; the exit code still tells.

@@ -218,6 +218,7 @@ fn from_bits(bits: u128, subnet: &IpNet) -> IpAddr {
 
 #[cfg(test)]
 mod tests {
+    use keelson_testkit::scenario;
     use proptest::prelude::*;
 
     use super::*;
@@ -243,8 +244,67 @@ mod tests {
             ("10.1.2.1".parse().unwrap(), "10.1.2.2".parse::<IpAddr>().unwrap())
         );
         assert_eq!(whole.size(), 253);
+        let half = range("10.1.2.0/25", "", "", "").unwrap();
+        assert_eq!(
+            [half.first, half.last, half.gateway].map(|own| own.to_string()),
+            ["10.1.2.1", "10.1.2.126", "10.1.2.1"]
+        );
         let six = range("fd00::/64", "", "", "").unwrap();
-        assert_eq!(six.last, "fd00::ffff:ffff:ffff:ffff".parse::<IpAddr>().unwrap());
+        let expected = ["fd00::1", "fd00::ffff:ffff:ffff:ffff", "fd00::1"];
+        assert_eq!([six.first, six.last, six.gateway].map(|own| own.to_string()), expected);
+        scenario(91, "-");
+    }
+
+    #[test]
+    fn an_address_belongs_to_the_range_between_its_ends() {
+        let set = RangeSet(vec![
+            range("192.0.2.0/24", "192.0.2.40", "192.0.2.50", "192.0.2.254").unwrap(),
+            range("192.0.9.0/24", "", "", "").unwrap(),
+        ]);
+        let six = RangeSet(vec![range("2001:db8:1::/64", "2001:db8:1::40", "2001:db8:1::50", "").unwrap()]);
+        for (set, address, expected) in [
+            (&set, "192.0.3.0", None),
+            (&set, "192.0.2.39", None),
+            (&set, "192.0.2.40", Some("192.0.2.0/24")),
+            (&set, "192.0.2.50", Some("192.0.2.0/24")),
+            (&set, "192.0.2.51", None),
+            (&set, "192.0.9.7", Some("192.0.9.0/24")),
+            (&six, "2001:db8:2::", None),
+            (&six, "2001:db8:1::39", None),
+            (&six, "2001:db8:1::40", Some("2001:db8:1::/64")),
+            (&six, "2001:db8:1::50", Some("2001:db8:1::/64")),
+            (&six, "2001:db8:1::51", None),
+        ] {
+            let found = set.range_of(address.parse().unwrap()).map(|range| range.subnet.to_string());
+            assert_eq!(found.as_deref(), expected, "{address}");
+        }
+        scenario(96, "-");
+    }
+
+    #[test]
+    fn a_set_is_walked_round_from_the_last_address() {
+        let walk = |set: &RangeSet, mut last: Option<IpAddr>, steps: usize| -> Vec<String> {
+            let mut step = || {
+                last = set.after(last);
+                last.map(|address| address.to_string())
+            };
+            (0..steps).filter_map(|_| step()).collect()
+        };
+        let small = RangeSet(vec![range("192.168.1.0/29", "", "", "").unwrap()]);
+        for (number, last, expected) in [
+            (66, None, ["2", "3", "4", "5", "6"]),
+            (67, Some("3"), ["4", "5", "6", "2", "3"]),
+            (68, Some("6"), ["2", "3", "4", "5", "6"]),
+        ] {
+            let last = last.map(|last| format!("192.168.1.{last}").parse().unwrap());
+            assert_eq!(walk(&small, last, 5), expected.map(|last| format!("192.168.1.{last}")));
+            scenario(number, "-");
+        }
+        let whole = RangeSet(vec![range("192.168.1.0/24", "", "", "").unwrap()]);
+        let walked = walk(&whole, None, 2 * 253);
+        assert_eq!((walked[252].as_str(), walked[253].as_str()), ("192.168.1.254", "192.168.1.2"));
+        assert!(!walked.contains(&"192.168.1.255".to_owned()));
+        scenario(70, "-");
     }
 
     #[test]
@@ -263,6 +323,16 @@ mod tests {
             "",
             "ipam.ranges[0][0].subnet: \"10.1.2.3/24\" has host bits set; write 10.1.2.0/24",
         );
+        for (number, subnet, network) in [
+            (92, "192.168.127.0/23", "192.168.126.0/23"),
+            (92, "2001:db8:24:19ff::/63", "2001:db8:24:19fe::/63"),
+            (93, "192.0.2.12/24", "192.0.2.0/24"),
+            (93, "2001:db8:1::24:19ff:fee1:c44a/64", "2001:db8:1::/64"),
+        ] {
+            let expected = format!("ipam.ranges[0][0].subnet: \"{subnet}\" has host bits set; write {network}");
+            refused(subnet, "", "", "", &expected);
+            scenario(number, "-");
+        }
         refused(
             "10.1.2.0/31",
             "",
@@ -322,6 +392,9 @@ mod tests {
         for subnet in ["::ffff:10.0.0.0/120", "::ffff:0:0/96", "::fffe:0:0/95"] {
             let refusal = range(subnet, "", "", "").unwrap_err();
             assert!(refusal.wrong.contains("IPv4-mapped"), "{subnet}: {refusal}");
+        }
+        for number in [94, 95] {
+            scenario(number, "-");
         }
     }
 

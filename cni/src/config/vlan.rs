@@ -72,6 +72,7 @@ fn out_of_range(path: String, value: &serde_json::Value, smallest: u16) -> Probl
 
 #[cfg(test)]
 mod tests {
+    use keelson_testkit::scenario;
     use serde_json::{Value, json};
 
     use super::*;
@@ -89,6 +90,7 @@ mod tests {
         for top in [json!({}), json!({"vlan": 0}), json!({"vlanTrunk": []}), json!({"vlanTrunk": [{}]})] {
             assert_eq!(read(&top), Ok(None));
         }
+        scenario(1, "-");
     }
 
     #[test]
@@ -100,6 +102,9 @@ mod tests {
         assert_eq!(read(&json!({"vlanTrunk": [{"id": 15}]})), vlans(1, &[(15, 15)], false));
         let both = json!({"vlan": 7, "vlanTrunk": [{"id": 101}, {"id": 5, "minID": 200, "maxID": 210}]});
         assert_eq!(read(&both), vlans(7, &[(101, 101), (5, 5), (200, 210)], true));
+        for number in [2, 3, 4] {
+            scenario(number, "-");
+        }
     }
 
     #[test]
@@ -123,5 +128,6 @@ mod tests {
             let error = read(&top).unwrap_err();
             assert!(error.starts_with(expected), "{error}");
         }
+        (5..=14).for_each(|number| scenario(number, "-"));
     }
 }

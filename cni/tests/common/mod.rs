@@ -7,6 +7,8 @@ pub(crate) mod traffic;
 
 pub(crate) mod guest;
 
+pub(crate) mod reference;
+
 use std::{
     io::Write,
     net::IpAddr,

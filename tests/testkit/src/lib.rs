@@ -4,6 +4,7 @@
 
 mod leftovers;
 mod netns;
+mod scenario;
 mod skip;
 mod tools;
 mod vm;
@@ -11,6 +12,7 @@ mod wait;
 
 pub use leftovers::{Leftovers, Snapshot};
 pub use netns::Netns;
+pub use scenario::{SCENARIO_LOG, scenario};
 pub use skip::{SKIP_LOG, is_root, missing, report_skip};
 pub use tools::{Tool, cache_dir, go_module_file, go_version, workspace_root};
 pub use vm::VM_DISK;

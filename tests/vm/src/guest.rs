@@ -2,12 +2,15 @@
 
 use std::path::Path;
 
-use keelson_testkit::{SKIP_LOG, VM_DISK};
+use keelson_testkit::{SCENARIO_LOG, SKIP_LOG, VM_DISK};
 
 use crate::{cpio::Archive, programs::Program, shape::Shape, shape::Tests};
 
 /// Where the guest's tests write what they skip.
 pub(crate) const SKIPS: &str = "/run/keelson-skips";
+
+/// Where they write which of the reference's scenarios they have played.
+pub(crate) const SCENARIOS: &str = "/run/keelson-scenarios";
 
 /// The part of the initramfs that isn't Debian's.
 pub(crate) fn scripts() -> Vec<u8> {
@@ -43,7 +46,7 @@ fn disk_device(number: usize) -> String {
 
 /// The command that runs `tests` of a program where cargo would run it, in cargo's surroundings.
 pub(crate) fn script(shape: &Shape, program: &Program, tests: &Tests) -> String {
-    let mut script = format!("cd {} && {SKIP_LOG}={SKIPS}", quote(&program.directory));
+    let mut script = format!("cd {} && {SKIP_LOG}={SKIPS} {SCENARIO_LOG}={SCENARIOS}", quote(&program.directory));
     if let Some(disk) = shape.disks.first() {
         script += &format!(" {VM_DISK}={}", disk.mount);
     }

@@ -29,20 +29,29 @@ pub use root::Root;
 pub use shape::{Disk, NumaNode, SHAPES, Shape, Step, Tests};
 
 use crate::{
-    guest::{SKIPS, script},
+    guest::{SCENARIOS, SKIPS, script},
     machine::Machine,
     programs::Program,
 };
 
-/// Boots `shape` and takes its steps. Each line that the tests print goes to `line`; what they skip is appended to
-/// the file `skips`, as the tests of other tiers do; progress goes to stderr. With parts in `only`, the test programs are
-/// left out that have none of them in their names. Gives whether every test program ended well.
+/// Files that what guests' tests write is appended to, as the tests of other tiers do it by themselves.
+#[derive(Clone, Copy, Debug)]
+pub struct Logs<'a> {
+    /// What they skip.
+    pub skips: &'a Path,
+    /// Which of the reference's scenarios they play.
+    pub scenarios: &'a Path,
+}
+
+/// Boots `shape` and takes its steps. Each line that the tests print goes to `line`; progress goes to stderr. With parts
+/// in `only`, the test programs are left out that have none of them in their names. Gives whether every test program
+/// ended well.
 ///
 /// # Errors
 ///
 /// When the programs don't build, or the guest doesn't boot, hangs or dies, with the end of its console. A failing
 /// test is none: its lines say so, and the steps after it are still taken.
-pub fn run(shape: &Shape, root: &Root, only: &[String], skips: &Path, line: &mut dyn FnMut(&str)) -> Result<bool> {
+pub fn run(shape: &Shape, root: &Root, only: &[String], logs: Logs<'_>, line: &mut dyn FnMut(&str)) -> Result<bool> {
     let mut programs = programs::build(shape)?;
     for tests in shape.tests() {
         let found = programs.iter().any(|program| tests.names(&program.package, &program.target));
@@ -71,7 +80,7 @@ pub fn run(shape: &Shape, root: &Root, only: &[String], skips: &Path, line: &mut
                     })?;
                     well &= status == Some(0);
                 }
-                collect_skips(&mut machine, skips)?;
+                collect(&mut machine, logs)?;
             }
             Step::Reboot => {
                 eprintln!("shape {}: reboots", shape.name);
@@ -108,17 +117,20 @@ fn select<'a>(programs: &'a [Program], tests: &Tests) -> impl Iterator<Item = &'
     programs.iter().filter(|program| tests.names(&program.package, &program.target))
 }
 
-fn collect_skips(machine: &mut Machine<'_>, log: &Path) -> Result<()> {
-    let mut lines = Vec::new();
-    let name = machine.shape().name;
-    machine.command(&format!("cat {SKIPS} 2>/dev/null; rm -f {SKIPS}"), &mut |text| {
-        lines.push(format!("{text} (shape {name})"));
-        ControlFlow::Continue(())
-    })?;
-    let opened = OpenOptions::new().create(true).append(true).open(log);
-    let mut file = opened.with_context(|| format!("failed to open {}", log.display()))?;
-    for line in lines {
-        writeln!(file, "{line}").with_context(|| format!("failed to write {}", log.display()))?;
+/// Brings over what the guest's tests wrote beside their output.
+fn collect(machine: &mut Machine<'_>, logs: Logs<'_>) -> Result<()> {
+    let skipped_in = format!(" (shape {})", machine.shape().name);
+    for (source, log, ending) in [(SKIPS, logs.skips, skipped_in.as_str()), (SCENARIOS, logs.scenarios, "")] {
+        let mut lines = Vec::new();
+        machine.command(&format!("cat {source} 2>/dev/null; rm -f {source}"), &mut |text| {
+            lines.push(format!("{text}{ending}"));
+            ControlFlow::Continue(())
+        })?;
+        let opened = OpenOptions::new().create(true).append(true).open(log);
+        let mut file = opened.with_context(|| format!("failed to open {}", log.display()))?;
+        for line in lines {
+            writeln!(file, "{line}").with_context(|| format!("failed to write {}", log.display()))?;
+        }
     }
     Ok(())
 }
