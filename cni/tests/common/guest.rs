@@ -21,6 +21,7 @@ pub(crate) const ADDRESSES: usize = 13;
 pub(crate) struct Network {
     pub(crate) config: Value,
     directory: PathBuf,
+    first_port: usize,
 }
 
 /// The disk that survives, if this is a guest.
@@ -45,13 +46,14 @@ impl Network {
             "bridge": format!("kt{octet}"),
             "isDefaultGateway": true,
             "ipMasq": true,
+            "capabilities": {"portMappings": true},
             "ipam": {
                 "type": "keelson-cni",
                 "ranges": [[{"subnet": format!("10.{octet}.0.0/28")}]],
                 "dataDir": data_dir,
             },
         });
-        Self { config, directory: data_dir.join(name) }
+        Self { config, directory: data_dir.join(name), first_port: 20_000 + 100 * usize::from(octet) }
     }
 
     pub(crate) fn call(&self, verb: &str, id: &str, netns: Option<&Path>) -> Answer {
@@ -64,15 +66,18 @@ impl Network {
         feed(command, config.to_string().as_bytes())
     }
 
-    /// Attaches as many Pods as there are addresses; gives each one's address.
+    /// Attaches Pods, each with a port of the host; gives each one's address.
     #[track_caller]
     pub(crate) fn fill(&self, prefix: &str, pods: &[Netns]) -> BTreeMap<String, IpAddr> {
         let mut given = BTreeMap::new();
         for (number, pod) in pods.iter().enumerate() {
             let id = format!("{prefix}{number}");
-            let answer = self.call("ADD", &id, Some(pod.path()));
+            let mut config = self.config.clone();
+            let mapping = json!({"hostPort": self.first_port + number, "containerPort": 80, "protocol": "tcp"});
+            config["runtimeConfig"] = json!({"portMappings": [mapping]});
+            let answer = self.call_with("ADD", &id, Some(pod.path()), &config);
             assert_eq!(answer.status, 0, "{id}: {answer:?}");
-            let mut check = self.config.clone();
+            let mut check = config;
             check["prevResult"] = answer.json();
             self.call_with("CHECK", &id, Some(pod.path()), &check).silent();
             given.insert(id, addresses(&answer.json())[0]);
@@ -93,8 +98,8 @@ impl Network {
         boots
     }
 
-    /// As a node is after a boot, whatever was going on before: nothing of the old boot counts, the whole range can be
-    /// given, and what is given can be taken back.
+    /// As a node is after a boot, whatever was going on before: nothing of the old boot counts, all addresses and ports
+    /// can be given, and what is given can be taken back.
     pub(crate) fn works_after_a_boot(&self) {
         self.call("STATUS", "", None).silent();
         let pods: Vec<Netns> = (0..ADDRESSES).map(|_| Netns::new().unwrap()).collect();
@@ -105,7 +110,11 @@ impl Network {
             self.call("DEL", &format!("new{number}"), Some(pod.path())).silent();
         }
         assert_eq!(self.records(&boot_id()), Vec::<String>::new());
-        assert_eq!(names(&self.directory.join(boot_id()).join("addresses")), Vec::<String>::new());
+        let addresses = self.directory.join(boot_id()).join("addresses");
+        let mut taken = names(&addresses);
+        // Others lead to the queue of released ones.
+        taken.retain(|name| fs::read_link(addresses.join(name)).unwrap().starts_with("../attachments"));
+        assert_eq!(taken, Vec::<String>::new());
         let bridge = self.config["bridge"].as_str().unwrap();
         let ports = names(&Path::new("/sys/class/net").join(bridge).join("brif"));
         assert_eq!(ports, Vec::<String>::new());
