@@ -33,6 +33,10 @@ const DATAGRAM: usize = 32 * 1024;
 /// How often an interrupted dump is repeated: each time, somebody changed what was being listed.
 const DUMP_ATTEMPTS: usize = 20;
 
+/// How many messages are sent at once: the answers wait in the socket's receive buffer, where with the kernel's defaults
+/// there is room for some 270 (`net.core.rmem_default`).
+const STEPS_AT_ONCE: usize = 64;
+
 /// The kernel refused an operation, or could not be asked.
 #[derive(Debug, thiserror::Error)]
 #[error("failed to {doing}: {source}{}", explanation(.detail))]
@@ -101,9 +105,10 @@ impl RouteSocket {
         Ok(answers)
     }
 
-    /// Sends all steps at once; the kernel carries out each, and the first that failed is the error.
+    /// Sends the steps, as many at once as the socket has room for the answers of; the kernel carries out each of
+    /// those, and the first that failed is the error.
     pub(crate) fn batch(&mut self, steps: &[Step<RouteNetlinkMessage>]) -> Result<(), KernelError> {
-        self.0.exchange(steps, &mut Vec::new())
+        steps.chunks(STEPS_AT_ONCE).try_for_each(|steps| self.0.exchange(steps, &mut Vec::new()))
     }
 
     /// Lists objects; a list that changed while it was read is read again.
