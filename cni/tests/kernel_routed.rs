@@ -96,6 +96,19 @@ fn the_result_has_the_hosts_end_and_the_containers() {
 }
 
 #[test]
+fn a_pod_cannot_configure_the_node_by_router_advertisements() {
+    skip_unless!(is_root(), "needs root");
+    let node = Node::new();
+    let pod = Netns::new().unwrap();
+    let mut config = routed(&node);
+    // With IPv6 the node forwards it, and advertisements count for nothing.
+    config["ipam"]["ranges"] = json!([[{"subnet": "10.77.0.0/24"}]]);
+    let result = node.add("c", &pod, &config);
+    let switch = format!("/proc/sys/net/ipv6/conf/{}/accept_ra", result["interfaces"][0]["name"].as_str().unwrap());
+    assert_eq!(node.host.run(|| fs::read_to_string(&switch).unwrap()), "0\n");
+}
+
+#[test]
 fn check_names_a_lost_route() {
     skip_unless!(is_root(), "needs root");
     let node = Node::new();

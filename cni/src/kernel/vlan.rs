@@ -9,7 +9,7 @@ use super::{
     bridge,
     link::{self, Link, State},
     message::RouteNetlinkMessage,
-    veth,
+    sysctl, veth,
 };
 use crate::config::{
     mac::Mac,
@@ -160,6 +160,8 @@ pub(crate) fn ensure_gateway(
             socket.request(format!("set the alias of {link}"), message, 0)?;
         }
     }
+    // As on a bridge of ours.
+    sysctl::ensure_if_present(&format!("ipv6/conf/{name}/accept_ra"), "0")?;
     socket.request(format!("bring up {name}"), veth::up(found.index), 0)?;
     link::find(socket, name)?.ok_or_else(missing)
 }

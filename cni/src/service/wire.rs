@@ -191,6 +191,9 @@ impl Wire {
     fn route_to_container(&mut self, record: &Record) -> Result<(), Failure> {
         let name = &record.host_interface;
         let host = self.find_host_end(name)?;
+        // A Pod must not be able to configure the host by router advertisements: on a node that doesn't forward IPv6 they
+        // would count.
+        sysctl::ensure_if_present(&format!("ipv6/conf/{name}/accept_ra"), "0")?;
         let mut steps = vec![Step { doing: format!("bring up {name}"), message: veth::up(host.index), flags: 0 }];
         if record.addresses.iter().any(|lease| lease.address.addr().is_ipv6()) {
             // By it the node asks for the container's Ethernet address on behalf of others.
