@@ -418,7 +418,7 @@ fn a_repeated_add_gives_the_same_result_or_changes_nothing() {
 fn check_names_what_somebody_changed() {
     skip_unless!(is_root(), "needs root");
     let cases: [(&[&str], bool, &str); 9] = [
-        (&["link", "set", "eth0", "mtu", "1300"], true, "eth0 has the MTU 1300 instead of 1500"),
+        (&["link", "set", "eth0", "mtu", "1600"], true, "eth0 has the MTU 1600 instead of 1500"),
         (&["link", "set", "eth0", "down"], true, "eth0 is down"),
         (&["addr", "del", "10.77.0.2/24", "dev", "eth0"], true, "eth0 lacks the address 10.77.0.2/24"),
         (&["-6", "addr", "del", "fd77::2/64", "dev", "eth0"], true, "eth0 lacks the address fd77::2/64"),
@@ -455,7 +455,7 @@ fn check_names_what_somebody_switched_off() {
     let port = config["prevResult"]["interfaces"][1]["name"].as_str().unwrap().to_owned();
     ip(&node.host, &["link", "set", &port, "type", "bridge_slave", "hairpin", "off"]);
     // A result of 1.0.0 tells no MTU; the record does.
-    ip(&pod, &["link", "set", "eth0", "mtu", "1300"]);
+    ip(&pod, &["link", "set", "eth0", "mtu", "1600"]);
     node.host.run(|| {
         fs::write("/proc/sys/net/ipv4/ip_forward", "0").unwrap();
         fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "0").unwrap();
@@ -463,7 +463,7 @@ fn check_names_what_somebody_switched_off() {
     let answer = node.call("CHECK", "c", Some(pod.path()), &config);
     assert_eq!(answer.code(), 105);
     let expected = format!(
-        "eth0 has the MTU 1300 instead of 1500; {port} is not in hairpin mode; \
+        "eth0 has the MTU 1600 instead of 1500; {port} is not in hairpin mode; \
          the host does not forward: /proc/sys/net/ipv4/ip_forward is 0; \
          the host does not forward: /proc/sys/net/ipv6/conf/all/forwarding is 0"
     );
@@ -472,6 +472,41 @@ fn check_names_what_somebody_switched_off() {
     config["isDefaultGateway"] = json!(false);
     config["hairpinMode"] = json!(false);
     ip(&pod, &["link", "set", "eth0", "mtu", "1500"]);
+    node.call("CHECK", "c", Some(pod.path()), &config).silent();
+}
+
+#[test]
+fn check_takes_what_a_later_plugin_of_the_chain_changed() {
+    skip_unless!(is_root(), "needs root");
+    for version in ["0.4.0", "1.0.0", "1.1.0"] {
+        let node = Node::new();
+        let pod = Netns::new().unwrap();
+        let mut config = node.config();
+        config["cniVersion"] = json!(version);
+        config["mtu"] = json!(1450);
+        config["prevResult"] = node.add("c", &pod, &config);
+        // As the reference's tuning does it: the Ethernet address is told in the result, the MTU isn't.
+        ip(&pod, &["link", "set", "eth0", "mtu", "1400", "address", "02:00:00:00:00:01"]);
+        assert_eq!(node.call("CHECK", "c", Some(pod.path()), &config).code(), 105);
+        config["prevResult"]["interfaces"][2]["mac"] = json!("02:00:00:00:00:01");
+        node.call("CHECK", "c", Some(pod.path()), &config).silent();
+    }
+}
+
+#[test]
+fn a_long_list_of_routes_is_added_whole() {
+    skip_unless!(is_root(), "needs root");
+    let node = Node::new();
+    let pod = Netns::new().unwrap();
+    let mut config = node.config();
+    let routes: Vec<Value> =
+        (0..1000).map(|i| json!({"dst": format!("172.{}.{}.0/24", 16 + i / 256, i % 256)})).collect();
+    config["ipam"]["routes"] = json!(routes);
+    let result = node.add("c", &pod, &config);
+    // With the two default routes.
+    assert_eq!(result["routes"].as_array().unwrap().len(), 1002);
+    assert_eq!(ip(&pod, &["-4", "route", "show", "proto", "107"]).lines().count(), 1001);
+    config["prevResult"] = result;
     node.call("CHECK", "c", Some(pod.path()), &config).silent();
 }
 

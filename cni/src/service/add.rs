@@ -229,13 +229,16 @@ impl Addition<'_> {
     ///
     /// The spec leaves it to the runtime not to ask; a runtime that was killed before it read the answer asks again.
     fn repeat(&mut self, record: &Record) -> Result<Value, Failure> {
-        let differences = check::compare_with_record(record, &mut self.wire.host, &mut self.wire.inside)?;
+        let mut differences = check::compare_with_record(record, &mut self.wire.host, &mut self.wire.inside)?;
         let bridge = bridge::find(&mut self.wire.host, &record.bridge)?;
         let gateway = match gateway_link(&self.attachment) {
             Some(name) => link::find(&mut self.wire.host, &name)?,
             None => None,
         };
         let container = link::find(&mut self.wire.inside, &record.key.ifname)?;
+        if let Some(container) = &container {
+            check::compare_mac(container, &record.container_mac, &mut differences);
+        }
         match container {
             Some(container) if differences.is_empty() => {
                 Ok(self.result(record, &Wired { bridge, container, gateway }).to_json(self.config.version))
