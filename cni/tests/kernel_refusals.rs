@@ -92,6 +92,24 @@ fn a_bad_config_is_refused_with_its_code() {
 }
 
 #[test]
+fn an_error_is_of_the_configs_version() {
+    skip_unless!(is_root(), "needs root");
+    let node = Node::new();
+    let pod = Netns::new().unwrap();
+    for version in ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
+        for key in ["name", "mtu"] {
+            let config = changed(&node, |config| {
+                config["cniVersion"] = json!(version);
+                config[key] = json!([]);
+            });
+            let answer = node.call("ADD", "c", Some(pod.path()), &config);
+            assert_eq!(answer.code(), 7, "{answer:?}");
+            assert_eq!(answer.json()["cniVersion"], version);
+        }
+    }
+}
+
+#[test]
 fn broken_json_is_code_6() {
     skip_unless!(is_root(), "needs root");
     let node = Node::new();

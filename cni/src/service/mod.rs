@@ -35,7 +35,7 @@ use crate::{
     calls::{self, Call},
     config::{
         invocation::{self, Command, Invocation},
-        network::NetworkConfig,
+        network::{NetworkConfig, stated_version},
         persona::{Executable, Persona},
         version::SpecVersion,
     },
@@ -117,7 +117,11 @@ fn serve(executable: &Executable) -> Served {
     let parsing = calls::phase("parse");
     let config = match NetworkConfig::parse(&config, executable) {
         Ok(config) => config,
-        Err(error) => return unlogged(Err(error.into())),
+        Err(error) => {
+            let stated = stated_version(&config).ok().flatten();
+            let version = stated.and_then(|stated| SpecVersion::parse(&stated)).unwrap_or(SpecVersion::NEWEST);
+            return Served { version, ..unlogged(Err(error.into())) };
+        }
     };
     drop(parsing);
     // The reference reads every file in host-local's directory on every call: no log belongs there.
