@@ -344,7 +344,10 @@ fn holds_name(directory: &Path, id: &str) -> Result<bool> {
     Ok(false)
 }
 
-/// The first file below `directory` whose name or content has `id` in it.
+/// The log of the CNI plugin's calls is there to tell of Pods that are gone.
+const CALL_LOGS: [&str; 2] = ["calls.log", "calls.log.1"];
+
+/// The first file below `directory` whose name or content has `id` in it, but for a [log](CALL_LOGS).
 fn mentions(directory: &Path, id: &str) -> Result<Option<PathBuf>> {
     let entries = match fs::read_dir(directory) {
         // Removed since its parent was listed, or never made.
@@ -358,6 +361,9 @@ fn mentions(directory: &Path, id: &str) -> Result<Option<PathBuf>> {
             return Ok(Some(path));
         }
         let kind = entry.file_type()?;
+        if CALL_LOGS.iter().any(|log| entry.file_name() == *log) {
+            continue;
+        }
         if kind.is_dir() {
             if let Some(found) = mentions(&path, id)? {
                 return Ok(Some(found));
