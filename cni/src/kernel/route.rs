@@ -108,6 +108,11 @@ pub(crate) struct FoundRoute {
 }
 
 impl FoundRoute {
+    /// Whether it is `wanted`, by the link of that index.
+    pub(crate) fn is(&self, wanted: &Route, link: u32) -> bool {
+        self.dst == wanted.dst && self.gateway == wanted.gw && self.link == Some(link) && self.table == wanted.table()
+    }
+
     /// Whether it is one of the kernel's own, to the host's addresses (rtnetlink(7), `RT_TABLE_LOCAL`).
     pub(crate) fn is_local(&self) -> bool {
         self.table == 255

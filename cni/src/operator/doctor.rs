@@ -30,13 +30,7 @@ pub fn doctor(places: &Places, installation: Option<Installation<'_>>) -> Result
         let (missing, different) = install::look(settings, executable);
         let gateways =
             settings.ranges.iter().filter_map(|range| IpNet::new(range.gateway, range.subnet.prefix_len()).ok());
-        Configured {
-            name: settings.name.clone(),
-            bridge: settings.bridge.clone(),
-            gateways: gateways.collect(),
-            missing,
-            different,
-        }
+        Configured { bridge: settings.bridge.clone(), gateways: gateways.collect(), missing, different }
     });
     Ok(examine(&snapshot))
 }

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
+    net::IpAddr,
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -16,7 +17,7 @@ use crate::{
         KernelError, RouteSocket, address,
         link::{self, Link},
         netns::{Namespace, NamespaceError},
-        nft_chains, route, sysctl,
+        nft_chains, route, shaping, sysctl,
     },
     policy::{
         doctor::{
@@ -24,7 +25,7 @@ use crate::{
         },
         link_file, naming,
     },
-    service::rule_differences,
+    service::{missing_source_rules, rule_differences},
     store::{Record, StoreError},
 };
 
@@ -35,14 +36,15 @@ const LINK_FILES: [&str; 4] =
 /// Looks at everything.
 pub(super) fn gather(places: &Places) -> Result<Snapshot, OperatorError> {
     // Links before records: an ADD writes its record first, so a link of ours without one had none.
-    let host = interfaces(&mut RouteSocket::open()?)?;
+    let mut socket = RouteSocket::open()?;
+    let host = interfaces(&mut socket)?;
     let networks = match places.networks() {
         // There is still the installation to look at.
         Err(OperatorError::NoNetwork(_)) => Vec::new(),
         other => other?,
     };
     let networks: Vec<NetworkFacts> =
-        networks.iter().map(|network| network_facts(network, places.root())).collect::<Result<_, _>>()?;
+        networks.iter().map(|network| network_facts(network, places.root(), &mut socket)).collect::<Result<_, _>>()?;
     let mut snapshot = Snapshot {
         networks,
         host,
@@ -58,7 +60,11 @@ pub(super) fn gather(places: &Places) -> Result<Snapshot, OperatorError> {
     Ok(snapshot)
 }
 
-fn network_facts(network: &FoundNetwork, root: &HostRoot) -> Result<NetworkFacts, OperatorError> {
+fn network_facts(
+    network: &FoundNetwork,
+    root: &HostRoot,
+    host: &mut RouteSocket,
+) -> Result<NetworkFacts, OperatorError> {
     let store = &network.store;
     let mut facts = NetworkFacts {
         name: network.name.clone(),
@@ -69,7 +75,7 @@ fn network_facts(network: &FoundNetwork, root: &HostRoot) -> Result<NetworkFacts
     };
     for key in store.keys()? {
         match store.read(&key) {
-            Ok(Some(record)) => facts.attachments.push(attachment_facts(record, root)),
+            Ok(Some(record)) => facts.attachments.push(attachment_facts(record, root, host)?),
             // A DEL removed it since.
             Ok(None) => {}
             Err(error) => facts.unreadable.push((key, error.to_string())),
@@ -81,16 +87,20 @@ fn network_facts(network: &FoundNetwork, root: &HostRoot) -> Result<NetworkFacts
 }
 
 /// The record with what there is in its container, if its namespace is still the one that was attached.
-pub(super) fn attachment_facts(record: Record, root: &HostRoot) -> AttachmentFacts {
+pub(super) fn attachment_facts(
+    record: Record,
+    root: &HostRoot,
+    host: &mut RouteSocket,
+) -> Result<AttachmentFacts, KernelError> {
+    let mut missing_source_rules = Vec::new();
     let namespace = match Namespace::open(&root.join(&record.netns)) {
         Ok(namespace) if record.netns_identity.is_none_or(|identity| identity == namespace.identity()) => {
-            match namespace
-                .route_socket()
-                .map_err(|error| error.to_string())
-                .and_then(|mut socket| interfaces(&mut socket).map_err(|error| error.to_string()))
-            {
-                Ok(inside) => NamespaceFacts::Entered(inside),
-                Err(reason) => NamespaceFacts::Closed(reason),
+            match look_inside(&namespace, &record) {
+                Ok((inside, missing)) => {
+                    missing_source_rules = missing;
+                    NamespaceFacts::Entered(inside)
+                }
+                Err(error) => NamespaceFacts::Closed(error.to_string()),
             }
         }
         // Another container's by now, or only the empty file that a namespace was mounted on.
@@ -100,7 +110,18 @@ pub(super) fn attachment_facts(record: Record, root: &HostRoot) -> AttachmentFac
         }
         Err(error) => NamespaceFacts::Closed(error.to_string()),
     };
-    AttachmentFacts { record, namespace }
+    let shaping_differences = match &record.bandwidth {
+        Some(bandwidth) => {
+            shaping::differences(host, &record.host_interface, bandwidth, record.shaping_interface.as_deref())?
+        }
+        None => Vec::new(),
+    };
+    Ok(AttachmentFacts { record, namespace, shaping_differences, missing_source_rules })
+}
+
+fn look_inside(namespace: &Namespace, record: &Record) -> Result<(Interfaces, Vec<(IpAddr, u32)>), NamespaceError> {
+    let mut inside = namespace.route_socket()?;
+    Ok((interfaces(&mut inside)?, missing_source_rules(record, &mut inside)?))
 }
 
 pub(super) fn interfaces(socket: &mut RouteSocket) -> Result<Interfaces, KernelError> {
@@ -152,10 +173,10 @@ pub(super) fn usage(network: &FoundNetwork, records: &[&Record]) -> Result<Vec<S
 }
 
 /// How many addresses `ranges` have for Pods: all but the gateways, which are told by who already has one.
-fn capacity_of(ranges: &str, gateways: &[std::net::IpAddr]) -> u128 {
-    let bits = |address: std::net::IpAddr| match address {
-        std::net::IpAddr::V4(address) => u128::from(address.to_bits()),
-        std::net::IpAddr::V6(address) => address.to_bits(),
+fn capacity_of(ranges: &str, gateways: &[IpAddr]) -> u128 {
+    let bits = |address: IpAddr| match address {
+        IpAddr::V4(address) => u128::from(address.to_bits()),
+        IpAddr::V6(address) => address.to_bits(),
     };
     let mut capacity: u128 = 0;
     for range in ranges.split(',') {

@@ -9,11 +9,8 @@ use serde::Serialize;
 use super::{OperatorError, Places, gather::is_here};
 use crate::{
     NetworkSettings,
-    kernel::{
-        RouteSocket, address,
-        link::{self, Link},
-        sysctl, veth, watch,
-    },
+    kernel::{RouteSocket, address, bridge, link, sysctl, veth, watch},
+    policy::needs,
     service,
     store::{AttachmentState, Kind, Record},
 };
@@ -40,8 +37,8 @@ pub fn changes() -> Result<[OwnedFd; 2], OperatorError> {
 /// Brings back what running Pods need and somebody removed or switched off, and tells each thing.
 ///
 /// The nftables tables' rules and elements and forwarding are those of every network in `places`; the bridge is brought
-/// up and gets its gateway's addresses only for the network of the node's config, as records of others don't tell what
-/// its addresses have to be. Nothing is done for a network without Pods, or of which no link is in this namespace.
+/// up and gets the gateways' addresses that records and the node's config tell of. Nothing is done for a network without
+/// Pods, or of which no link is in this namespace.
 ///
 /// # Errors
 ///
@@ -76,12 +73,7 @@ pub fn restore(places: &Places, settings: Option<&NetworkSettings>) -> Result<Ve
         repairs.extend(missing.into_iter().map(|missing| Repair { what: "rules", missing }));
     }
     forward(&served, &mut repairs)?;
-    if let Some(settings) = settings
-        && served.iter().any(|record| record.kind == Kind::Bridge && record.network == settings.name)
-        && let Some(bridge) = link::find(&mut host, &settings.bridge)?
-    {
-        mend_bridge(&mut host, &bridge, settings, &mut repairs)?;
-    }
+    mend_links(&mut host, &served, settings, &mut repairs)?;
     Ok(repairs)
 }
 
@@ -99,22 +91,40 @@ fn forward(served: &[Record], repairs: &mut Vec<Repair>) -> Result<(), OperatorE
     Ok(())
 }
 
-fn mend_bridge(
+/// Brings up the bridges, and the links that carry gateways' addresses, and gives them those. Links that are gone stay so.
+fn mend_links(
     host: &mut RouteSocket,
-    bridge: &Link,
-    settings: &NetworkSettings,
+    served: &[Record],
+    settings: Option<&NetworkSettings>,
     repairs: &mut Vec<Repair>,
 ) -> Result<(), OperatorError> {
-    if !bridge.up {
-        host.request(format!("bring up the bridge {}", bridge.name), veth::up(bridge.index), 0)?;
-        repairs.push(Repair { what: "bridge", missing: format!("the bridge {} was down", bridge.name) });
+    let attached = || served.iter().filter(|record| record.kind == Kind::Bridge);
+    let mut wanted = needs::gateways(attached());
+    // Records of earlier releases don't tell; the config does.
+    if let Some(settings) = settings.filter(|settings| attached().any(|record| record.network == settings.name)) {
+        for range in &settings.ranges {
+            let gateway = IpNet::new(range.gateway, range.subnet.prefix_len()).ok();
+            let own = gateway.map(|gateway| (settings.bridge.as_str(), gateway));
+            wanted.extend(own.filter(|own| !wanted.contains(own)));
+        }
     }
-    let found = address::of_link(host, bridge.index)?;
-    let gateways = settings.ranges.iter().filter_map(|range| IpNet::new(range.gateway, range.subnet.prefix_len()).ok());
-    for gateway in gateways.filter(|gateway| !found.contains(gateway)) {
-        let doing = format!("add the address {gateway} to {}", bridge.name);
-        host.request(doing, address::add(bridge.index, gateway), NLM_F_CREATE | NLM_F_EXCL)?;
-        repairs.push(Repair { what: "address", missing: format!("the bridge {} lacked {gateway}", bridge.name) });
+    let mut names: Vec<&str> = attached().map(|record| record.bridge.as_str()).collect();
+    names.extend(wanted.iter().map(|(name, _)| *name));
+    names.sort_unstable();
+    names.dedup();
+    for name in names {
+        let Some(link) = link::find(host, name)? else { continue };
+        if !link.up {
+            host.request(format!("bring up {name}"), veth::up(link.index), 0)?;
+            repairs.push(Repair { what: "bridge", missing: format!("the bridge {name} was down") });
+        }
+        let found = address::of_link(host, link.index)?;
+        let is_missing = |gateway: IpNet| !bridge::has_address(&found, gateway.addr());
+        for (_, gateway) in wanted.iter().filter(|(link, gateway)| *link == name && is_missing(*gateway)) {
+            let doing = format!("add the address {gateway} to {name}");
+            host.request(doing, address::add(link.index, *gateway), NLM_F_CREATE | NLM_F_EXCL)?;
+            repairs.push(Repair { what: "address", missing: format!("the bridge {name} lacked {gateway}") });
+        }
     }
     Ok(())
 }

@@ -8,7 +8,8 @@ use super::{
 use crate::{
     calls::last_calls,
     kernel::RouteSocket,
-    policy::doctor::{NamespaceFacts, Snapshot, examine_attachment},
+    policy::doctor::{NamespaceFacts, Snapshot, examine_attachment, missing_rules},
+    service::rule_differences,
     store::Record,
 };
 
@@ -23,14 +24,15 @@ const MOST_CALLS: usize = 10;
 /// [`OperatorError::NotFound`] if there is none, else as for [`list`](super::list).
 pub fn show(places: &Places, selector: &str) -> Result<Vec<ShownAttachment>, OperatorError> {
     let networks = places.networks()?;
-    let snapshot = Snapshot { host: interfaces(&mut RouteSocket::open()?)?, ..Snapshot::default() };
+    let mut host = RouteSocket::open()?;
+    let snapshot = Snapshot { host: interfaces(&mut host)?, ..Snapshot::default() };
     let mut shown = Vec::new();
     for network in networks {
         for key in network.store.keys()? {
             let data_dir = network.data_dir.clone();
             match network.store.read(&key) {
                 Ok(Some(record)) if names(selector, &record) => {
-                    shown.push(of_record(record, places, data_dir, &snapshot));
+                    shown.push(of_record(record, places, data_dir, &snapshot, &mut host)?);
                 }
                 Ok(_) => {}
                 Err(error) if key.container_id.starts_with(selector) => {
@@ -55,7 +57,13 @@ pub fn show(places: &Places, selector: &str) -> Result<Vec<ShownAttachment>, Ope
     Ok(shown)
 }
 
-fn of_record(record: Record, places: &Places, data_dir: std::path::PathBuf, snapshot: &Snapshot) -> ShownAttachment {
+fn of_record(
+    record: Record,
+    places: &Places,
+    data_dir: std::path::PathBuf,
+    snapshot: &Snapshot,
+    socket: &mut RouteSocket,
+) -> Result<ShownAttachment, OperatorError> {
     let host = &snapshot.host;
     let state = state_of(&record, &host.links);
     let attachment = AttachmentReport::of_record(&record, data_dir, state);
@@ -64,7 +72,9 @@ fn of_record(record: Record, places: &Places, data_dir: std::path::PathBuf, snap
         .map(|link| InterfaceReport::new(link, &host.links, &host.addresses, &host.routes));
     let calls =
         last_calls(&attachment.data_dir, &record.network, &record.key.container_id, &record.key.ifname, MOST_CALLS);
-    let facts = attachment_facts(record, places.root());
+    let facts = attachment_facts(record, places.root(), socket)?;
+    let mut findings = examine_attachment(&facts, snapshot);
+    findings.extend(missing_rules(&rule_differences(std::iter::once(&facts.record))?));
     let (container_interface, namespace_problem) = match &facts.namespace {
         NamespaceFacts::Entered(inside) => {
             let link = inside.link(&facts.record.key.ifname);
@@ -73,14 +83,7 @@ fn of_record(record: Record, places: &Places, data_dir: std::path::PathBuf, snap
         NamespaceFacts::Gone => (None, Some("the namespace is gone".to_owned())),
         NamespaceFacts::Closed(reason) => (None, Some(reason.clone())),
     };
-    ShownAttachment {
-        attachment,
-        host_interface,
-        container_interface,
-        namespace_problem,
-        findings: examine_attachment(&facts, snapshot),
-        calls,
-    }
+    Ok(ShownAttachment { attachment, host_interface, container_interface, namespace_problem, findings, calls })
 }
 
 fn names(selector: &str, record: &Record) -> bool {

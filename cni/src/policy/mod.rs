@@ -4,4 +4,5 @@ pub(crate) mod allocate;
 pub(crate) mod doctor;
 pub(crate) mod link_file;
 pub(crate) mod naming;
+pub(crate) mod needs;
 pub(crate) mod source_routing;

@@ -134,6 +134,7 @@ impl Addition<'_> {
             ports: self.attachment.ports.clone(),
             spoof_check: self.attachment.spoof_check,
             container_down: self.attachment.options.is_left_down,
+            gateway_interface: self.gateway_interface(),
             bandwidth: self.attachment.bandwidth,
             shaping_interface: self
                 .attachment
@@ -142,6 +143,12 @@ impl Addition<'_> {
                 .map(|_| naming::shaping_interface(&self.config.name, &self.call.key)),
             ..new_record(self.config, self.call, store)
         }
+    }
+
+    /// The host's link that is to carry the gateways' addresses. In routed mode each attachment's own does.
+    fn gateway_interface(&self) -> Option<String> {
+        let bridge = self.attachment.bridge.clone().filter(|_| self.attachment.is_gateway)?;
+        Some(gateway_link(&self.attachment).unwrap_or(bridge))
     }
 
     /// Gets addresses where another plugin gives them, and makes the links.
@@ -309,6 +316,7 @@ pub(crate) fn new_record(config: &NetworkConfig, call: &AttachmentCall, store: &
         bandwidth: None,
         shaping_interface: None,
         container_down: false,
+        gateway_interface: None,
         source_tables: None,
         spoof_check: false,
         // A clock before 1970 is told as 1970.

@@ -8,7 +8,7 @@ use keelson_host::Problem;
 use super::{
     delegate::Delegate,
     rules, source_routing,
-    wire::{gateway_link, gateways, masqueraded, own_routes},
+    wire::{gateway_link, gateways, masqueraded},
 };
 use crate::{
     config::{
@@ -26,6 +26,7 @@ use crate::{
         route::{self, FoundRoute},
         shaping, sysctl, vlan,
     },
+    policy::needs,
     store::{Kind, Record, Store},
 };
 
@@ -99,9 +100,7 @@ pub(super) fn compare_with_record(
     let wanted: Vec<IpNet> = record.addresses.iter().map(|lease| lease.address).collect();
     compare_addresses(inside, &container, &wanted, &mut differences)?;
     differences.extend(source_routing::differences(record, inside)?);
-    let mut wanted = own_routes(record);
-    wanted.extend(record.routes.iter().cloned());
-    compare_routes(&route::all(inside)?, &container, &wanted, &mut differences);
+    compare_routes(&route::all(inside)?, &container, needs::container_routes(record), &mut differences);
     Ok(differences)
 }
 
@@ -257,15 +256,14 @@ fn compare_addresses(
     Ok(())
 }
 
-fn compare_routes(found: &[FoundRoute], link: &Link, wanted: &[Route], differences: &mut Vec<String>) {
+fn compare_routes(
+    found: &[FoundRoute],
+    link: &Link,
+    wanted: impl Iterator<Item = Route>,
+    differences: &mut Vec<String>,
+) {
     for route in wanted {
-        let is_there = found.iter().any(|candidate| {
-            candidate.dst == route.dst
-                && candidate.gateway == route.gw
-                && candidate.link == Some(link.index)
-                && candidate.table == route.table()
-        });
-        if !is_there {
+        if !found.iter().any(|candidate| candidate.is(&route, link.index)) {
             let via = route.gw.map(|gateway| format!(" via {gateway}")).unwrap_or_default();
             differences.push(format!("the container lacks the route to {}{via}", route.dst));
         }

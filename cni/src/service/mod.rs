@@ -30,6 +30,7 @@ use serde_json::Value;
 pub(crate) use add::{mac_of, new_record, with_gateway};
 pub(crate) use delegate::DelegateError;
 pub(crate) use rules::{all_differences as rule_differences, ensure as ensure_rules, restore};
+pub(crate) use source_routing::missing as missing_source_rules;
 
 use crate::{
     calls::{self, Call},

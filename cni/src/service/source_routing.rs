@@ -1,13 +1,13 @@
 //! Source-based routing of an attachment: its tables, its rules, and their removal.
 
-use std::{collections::HashSet, path::Path};
+use std::{collections::HashSet, net::IpAddr, path::Path};
 
 use super::wire::Wire;
 use crate::{
     config::source_routing::SourceRouting,
     error::Failure,
     kernel::{
-        RouteSocket,
+        KernelError, RouteSocket,
         netns::Namespace,
         route,
         source_rule::{self, SourceRule},
@@ -57,14 +57,19 @@ pub(super) fn undo(record: &Record) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The rules that aren't there.
-pub(super) fn differences(record: &Record, inside: &mut RouteSocket) -> Result<Vec<String>, Failure> {
+/// The rules that aren't there: each source, and its table.
+pub(crate) fn missing(record: &Record, inside: &mut RouteSocket) -> Result<Vec<(IpAddr, u32)>, KernelError> {
     if record.source_tables.is_none() {
         return Ok(Vec::new());
     }
     let found = source_rule::all(inside)?;
-    let lacking = record
-        .source_rules()
-        .filter(|(source, table)| !found.contains(&SourceRule { source: Some(*source), table: *table }));
+    let is_there =
+        |(source, table): &(IpAddr, u32)| found.contains(&SourceRule { source: Some(*source), table: *table });
+    Ok(record.source_rules().filter(|rule| !is_there(rule)).collect())
+}
+
+/// The same, each as a part of a sentence.
+pub(super) fn differences(record: &Record, inside: &mut RouteSocket) -> Result<Vec<String>, KernelError> {
+    let lacking = missing(record, inside)?.into_iter();
     Ok(lacking.map(|(source, table)| format!("the container lacks the rule from {source} to table {table}")).collect())
 }

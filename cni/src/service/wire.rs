@@ -21,8 +21,8 @@ use crate::{
         veth::{self, HostEnd, PortFlags, VethPair},
         vlan::{self, Gateway},
     },
-    policy::naming,
-    store::{Kind, Lease, Record, Store, describe},
+    policy::{naming, needs::own_routes},
+    store::{Lease, Record, Store, describe},
 };
 
 /// The two ends of what is made: the node's namespace and the container's.
@@ -319,25 +319,6 @@ pub(super) fn host_routes(record: &Record) -> Vec<Route> {
 pub(super) fn gateway_link(attachment: &Attachment) -> Option<String> {
     let vlans = attachment.options.vlans.as_ref().filter(|vlans| vlans.untagged != DEFAULT_VLAN)?;
     attachment.bridge.as_ref().filter(|_| attachment.is_gateway).map(|bridge| gateway_name(bridge, vlans))
-}
-
-/// The routes that take the place of the subnets' own. In routed mode: to the gateway by the link, to the rest of the
-/// subnet by the gateway. With source-based routing: to the subnet by the link, but in the address' table.
-pub(super) fn own_routes(record: &Record) -> Vec<Route> {
-    let mut routes = Vec::new();
-    for (index, lease) in record.addresses.iter().enumerate() {
-        let subnet = lease.address.trunc();
-        let table = record.moved_table(index);
-        match lease.gateway {
-            Some(gateway) if record.kind == Kind::Routed => {
-                routes.push(Route { table, ..Route::on_link(gateway) });
-                routes.push(Route { gw: Some(gateway), table, ..Route::to(subnet) });
-            }
-            _ if table.is_some() => routes.push(Route { dst: subnet, table, ..Route::on_link(subnet.addr()) }),
-            _ => {}
-        }
-    }
-    routes
 }
 
 /// Sees that the node forwards packets of the families of `addresses`.

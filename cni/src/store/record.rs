@@ -91,6 +91,10 @@ pub(crate) struct Record {
     /// Whether the container's interface is left down.
     #[serde(default)]
     pub(crate) container_down: bool,
+    /// The host's link that carries the gateways' addresses: the bridge, or that of a VLAN. `None` if they are elsewhere,
+    /// or in records of earlier releases.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) gateway_interface: Option<String>,
     /// The routing tables of the addresses, if what is sent from them is routed by its source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) source_tables: Option<SourceTables>,

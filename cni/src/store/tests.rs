@@ -50,6 +50,7 @@ pub(super) fn record(store: &Store, id: &str) -> Record {
         bandwidth: None,
         shaping_interface: None,
         container_down: false,
+        gateway_interface: None,
         source_tables: None,
         spoof_check: false,
         created_at_seconds: 0,

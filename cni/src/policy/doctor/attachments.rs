@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::{AttachmentFacts, Finding, Interfaces, NamespaceFacts, Snapshot, word};
+use super::{AttachmentFacts, Finding, Interfaces, NamespaceFacts, Severity, Snapshot, word};
 use crate::{
     config::route::Route,
     kernel::link::Link,
-    policy::naming,
+    policy::{naming, needs},
     store::{AttachmentState, Kind, Record, describe},
 };
 
@@ -39,8 +39,9 @@ pub(crate) fn examine_attachment(attachment: &AttachmentFacts, snapshot: &Snapsh
         }];
     };
     let mut findings = host_side(record, &subject, host, snapshot);
+    findings.extend(shaping(attachment, &subject, snapshot));
     match &attachment.namespace {
-        NamespaceFacts::Entered(inside) => findings.extend(container_side(record, &subject, host, inside)),
+        NamespaceFacts::Entered(inside) => findings.extend(container_side(attachment, &subject, host, inside)),
         NamespaceFacts::Gone => findings.push(Finding::warning(
             "namespace-gone",
             subject,
@@ -107,7 +108,19 @@ fn host_side(record: &Record, subject: &str, host: &Link, snapshot: &Snapshot) -
     findings
 }
 
-fn container_side(record: &Record, subject: &str, host: &Link, inside: &Interfaces) -> Vec<Finding> {
+/// What is sent through a link that is gone or down is lost; else there is only no limit.
+fn shaping(attachment: &AttachmentFacts, subject: &str, snapshot: &Snapshot) -> Option<Finding> {
+    let record = &attachment.record;
+    let problem = attachment.shaping_differences.join("; ");
+    let is_cut =
+        record.shaping_interface.as_deref().is_some_and(|name| snapshot.host.link(name).is_none_or(|link| !link.up));
+    let severity = if is_cut { Severity::Error } else { Severity::Warning };
+    let found = Finding { severity, ..Finding::error("shaping", subject, problem, replace(record)) };
+    (!found.problem.is_empty()).then_some(found)
+}
+
+fn container_side(attachment: &AttachmentFacts, subject: &str, host: &Link, inside: &Interfaces) -> Vec<Finding> {
+    let record = &attachment.record;
     let ifname = &record.key.ifname;
     let enter = format!("nsenter --net={} ip", word(&record.netns));
     let Some(link) = inside.link(ifname) else {
@@ -131,12 +144,19 @@ fn container_side(record: &Record, subject: &str, host: &Link, inside: &Interfac
         let remedy = format!("{enter} address add {} dev {ifname}{no_dad}", lease.address);
         findings.push(Finding::error("address-missing", subject, problem, remedy));
     }
-    for route in record.routes.iter().filter(|route| !has_route(inside, link.index, route, record)) {
+    let is_there = |wanted: &Route| inside.routes.iter().any(|found| found.is(wanted, link.index));
+    for route in needs::container_routes(record).filter(|route| !is_there(route)) {
         let via = route.gw.map(|gateway| format!(" via {gateway}")).unwrap_or_default();
         let problem = format!("the container lacks the route to {}{via}", route.dst);
         let table = route.table.map(|table| format!(" table {table}")).unwrap_or_default();
         let remedy = format!("{enter} route add {}{via} dev {ifname}{table}", route.dst);
         findings.push(Finding::error("route-missing", subject, problem, remedy));
+    }
+    for (source, table) in &attachment.missing_source_rules {
+        let problem = format!("the container lacks the rule from {source} to table {table}");
+        let family = if source.is_ipv6() { " -6" } else { "" };
+        let remedy = format!("{enter}{family} rule add from {source} lookup {table}");
+        findings.push(Finding::error("source-rule", subject, problem, remedy));
     }
     if link.mtu != host.mtu {
         let problem = format!("{ifname} has the MTU {}, the host's link {} has {}", link.mtu, host.name, host.mtu);
@@ -145,17 +165,6 @@ fn container_side(record: &Record, subject: &str, host: &Link, inside: &Interfac
         findings.push(Finding::error("mtu", subject, problem, remedy));
     }
     findings
-}
-
-fn has_route(inside: &Interfaces, index: u32, wanted: &Route, record: &Record) -> bool {
-    // With routing by source each route is in the table of its address.
-    let moved = record.source_tables.as_ref().map(|source| &source.tables[..]).unwrap_or_default();
-    inside.routes.iter().any(|found| {
-        found.dst == wanted.dst
-            && found.gateway == wanted.gw
-            && found.link == Some(index)
-            && (found.table == wanted.table() || moved.contains(&found.table))
-    })
 }
 
 /// Addresses that two containers hold, or a container and the host.

@@ -1,13 +1,15 @@
 //! The bridges that attachments are ports of.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
+
+use ipnet::IpNet;
 
 use super::{Finding, Snapshot};
 use crate::{
     config::mac::Mac,
     kernel::{bridge, link::Link},
-    policy::naming,
-    store::{Kind, Record},
+    policy::{naming, needs},
+    store::{AttachmentState, Kind, Record},
 };
 
 pub(super) fn examine(snapshot: &Snapshot) -> Vec<Finding> {
@@ -15,7 +17,7 @@ pub(super) fn examine(snapshot: &Snapshot) -> Vec<Finding> {
     for attachment in snapshot.attachments().filter(|attachment| attachment.record.kind == Kind::Bridge) {
         by_bridge.entry(&attachment.record.bridge).or_default().push(&attachment.record);
     }
-    let mut findings = Vec::new();
+    let mut findings = gateways(snapshot);
     for (name, records) in by_bridge {
         let Some(first) = records.first() else { continue };
         match snapshot.host.link(name) {
@@ -63,7 +65,6 @@ fn existing(link: &Link, records: &[&Record], snapshot: &Snapshot) -> Vec<Findin
         findings.push(Finding::error("mtu", name, problem, format!("ip link set {name} mtu {mtu}")));
     }
     findings.extend(ethernet_address(link, records, snapshot));
-    findings.extend(gateways(link, records, snapshot));
     findings
 }
 
@@ -86,21 +87,32 @@ fn ethernet_address(link: &Link, records: &[&Record], snapshot: &Snapshot) -> Op
     Some(Finding::warning("mac-not-pinned", name, problem, format!("ip link set {name} address {found}")))
 }
 
-fn gateways(link: &Link, records: &[&Record], snapshot: &Snapshot) -> Vec<Finding> {
-    let configured = snapshot.configured.as_ref().filter(|configured| configured.bridge == link.name);
-    let mut findings: Vec<Finding> = Vec::new();
-    for gateway in configured.iter().flat_map(|configured| &configured.gateways) {
-        if !snapshot.host.has_address(link.index, *gateway) {
-            let problem =
-                format!("the bridge lacks the gateway's address {gateway}: its Pods reach nothing outside it");
-            let remedy = format!("ip address add {gateway} dev {}", link.name);
-            findings.push(Finding::error("gateway-missing", &link.name, problem, remedy));
+/// What links have to carry by the config and by records, and what they seem to have to by records that don't tell.
+fn gateways(snapshot: &Snapshot) -> Vec<Finding> {
+    let records = || snapshot.attachments().map(|attachment| &attachment.record).filter(|record| is_complete(record));
+    let mut wanted = needs::gateways(records());
+    if let Some(configured) = &snapshot.configured
+        && records().any(|record| record.bridge == configured.bridge)
+    {
+        for gateway in &configured.gateways {
+            let own = (configured.bridge.as_str(), *gateway);
+            wanted.extend(Some(own).filter(|own| !wanted.contains(own)));
         }
     }
-    // The records of other networks don't tell whether the gateway is to be the bridge.
-    let mut told = Vec::new();
-    for record in records.iter().filter(|record| configured.is_none_or(|configured| configured.name != record.network))
-    {
+    let mut findings: Vec<Finding> = Vec::new();
+    for (name, gateway) in &wanted {
+        // That the bridge is missing is told.
+        let Some(link) = snapshot.host.link(name) else { continue };
+        let is_there = |(index, own): &(u32, IpNet)| *index == link.index && own.addr() == gateway.addr();
+        if !snapshot.host.addresses.iter().any(is_there) {
+            let problem = format!("the link lacks the gateway's address {gateway}: its Pods reach nothing outside it");
+            let remedy = format!("ip address add {gateway} dev {name}");
+            findings.push(Finding::error("gateway-missing", *name, problem, remedy));
+        }
+    }
+    let mut told: Vec<IpAddr> = wanted.iter().map(|(_, gateway)| gateway.addr()).collect();
+    for record in records().filter(|record| record.gateway_interface.is_none()) {
+        let Some(link) = snapshot.host.link(&record.bridge) else { continue };
         for lease in &record.addresses {
             let Some(gateway) = lease.gateway else { continue };
             let is_used = record.routes.iter().any(|route| route.gw == Some(gateway));
@@ -115,4 +127,8 @@ fn gateways(link: &Link, records: &[&Record], snapshot: &Snapshot) -> Vec<Findin
         }
     }
     findings
+}
+
+fn is_complete(record: &Record) -> bool {
+    record.kind == Kind::Bridge && record.state == AttachmentState::Active
 }

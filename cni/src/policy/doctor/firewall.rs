@@ -8,11 +8,7 @@ use super::{Finding, Snapshot};
 use crate::store::Kind;
 
 pub(super) fn examine(snapshot: &Snapshot) -> Vec<Finding> {
-    let mut findings: Vec<Finding> = snapshot
-        .rules_missing
-        .iter()
-        .map(|missing| Finding::error("rules-missing", "inet keelson", missing, "keelson network restore"))
-        .collect();
+    let mut findings = missing_rules(&snapshot.rules_missing);
     let subnets = subnets(snapshot);
     if subnets.is_empty() {
         return findings;
@@ -60,6 +56,12 @@ pub(super) fn examine(snapshot: &Snapshot) -> Vec<Finding> {
         findings.push(Finding::warning("br-netfilter", "bridge-nf-call-iptables", problem, remedy));
     }
     findings
+}
+
+/// What nftables lacks: `differences` as CHECK tells them.
+pub(crate) fn missing_rules(differences: &[String]) -> Vec<Finding> {
+    let finding = |missing| Finding::error("rules-missing", "inet keelson", missing, "keelson network restore");
+    differences.iter().map(finding).collect()
 }
 
 /// The subnets of the addresses that our interfaces have.

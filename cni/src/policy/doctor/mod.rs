@@ -10,7 +10,7 @@ mod stores;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 
 use ipnet::IpNet;
 use serde::Serialize;
@@ -22,6 +22,7 @@ use crate::{
 };
 
 pub(crate) use attachments::{examine_attachment, owner};
+pub(crate) use firewall::missing_rules;
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -94,7 +95,6 @@ pub(crate) struct Snapshot {
 /// The network that the node's config describes.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Configured {
-    pub(crate) name: String,
     pub(crate) bridge: String,
     /// The addresses that the bridge has to have.
     pub(crate) gateways: Vec<IpNet>,
@@ -142,6 +142,10 @@ pub(crate) struct FilesystemFacts {
 pub(crate) struct AttachmentFacts {
     pub(crate) record: Record,
     pub(crate) namespace: NamespaceFacts,
+    /// What of its shaping is otherwise, as CHECK tells it.
+    pub(crate) shaping_differences: Vec<String>,
+    /// The rules by source that its container lacks: the source, and the table.
+    pub(crate) missing_source_rules: Vec<(IpAddr, u32)>,
 }
 
 /// What is at the place where a container's namespace was.

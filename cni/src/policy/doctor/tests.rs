@@ -52,6 +52,7 @@ fn record(id: &str, address: &str) -> Record {
         spoof_check: false,
         dns: Dns::default(),
         container_down: false,
+        gateway_interface: None,
         source_tables: None,
         created_at_seconds: 1000,
     }
@@ -82,7 +83,7 @@ fn inside(record: &Record) -> Interfaces {
 
 fn attachment(record: Record) -> AttachmentFacts {
     let namespace = NamespaceFacts::Entered(inside(&record));
-    AttachmentFacts { record, namespace }
+    AttachmentFacts { record, namespace, shaping_differences: Vec::new(), missing_source_rules: Vec::new() }
 }
 
 /// A node with two Pods on which nothing is wrong.
@@ -128,7 +129,6 @@ fn healthy() -> Snapshot {
         host,
         switches: switches.into_iter().map(|(path, value)| (path.to_owned(), value.to_owned())).collect(),
         configured: Some(Configured {
-            name: "net".to_owned(),
             bridge: "br".to_owned(),
             gateways: vec!["10.0.0.1/24".parse().unwrap()],
             ..Configured::default()
@@ -228,6 +228,24 @@ fn the_containers_side() {
 }
 
 #[test]
+fn shaping_and_routing_by_source() {
+    use Severity::{Error, Warning};
+    let differs = |node: &mut Snapshot| first(node).shaping_differences.push("x is not limited".to_owned());
+    broken(differs, &[(Warning, "shaping", "kubectl delete pod --namespace ns pod-a")]);
+    broken(
+        |node| {
+            differs(node);
+            first(node).record.shaping_interface = Some("ks0000000000000".to_owned());
+        },
+        &[(Error, "shaping", "kubectl delete pod --namespace ns pod-a")],
+    );
+    broken(
+        |node| first(node).missing_source_rules.push(("10.0.0.2".parse().unwrap(), 100)),
+        &[(Error, "source-rule", "nsenter --net=/run/netns/a ip rule add from 10.0.0.2 lookup 100")],
+    );
+}
+
+#[test]
 fn calls_that_were_killed() {
     broken(
         |node| first(node).record.state = AttachmentState::Pending,
@@ -272,6 +290,15 @@ fn bridges() {
             node.configured = None;
         },
         &[(Warning, "gateway-missing", "ip address add 10.0.0.1/24 dev br")],
+    );
+    // A record that tells which link has it is as good as the config.
+    broken(
+        |node| {
+            node.host.addresses.retain(|(index, _)| *index != 2);
+            node.configured = None;
+            first(node).record.gateway_interface = Some("br".to_owned());
+        },
+        &[(Error, "gateway-missing", "ip address add 10.0.0.1/24 dev br")],
     );
     broken(|node| node.host.links[1].kind = "veth".to_owned(), &[(Error, "not-a-bridge", "ip link set br name")]);
     broken(
