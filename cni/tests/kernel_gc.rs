@@ -11,7 +11,11 @@ use std::{
 };
 
 use common::{Node, addresses, feed, ip};
-use keelson_cni::{GcOptions, GcReport, collect_garbage, last_calls};
+use keelson_cni::{
+    GcOptions, GcReport, collect_garbage, last_calls,
+    operator::{GcRequest, Places, gc},
+};
+use keelson_host::HostRoot;
 use keelson_testkit::{Netns, is_root, skip_unless};
 use serde_json::{Value, json};
 
@@ -110,6 +114,36 @@ fn what_lives_is_not_collected_unless_forced() {
     assert_eq!((ids(&report.freed), report.skipped.len(), report.failed.len()), (vec!["old"], 0, 0));
     assert_eq!(node.records(), ["valid@eth0"]);
     drop(inhabitants.1);
+}
+
+#[test]
+fn a_link_without_a_record_is_removed_only_when_its_container_has_no_processes() {
+    skip_unless!(is_root(), "needs root");
+    let node = Node::new();
+    let config = node.config();
+    let pods = [Netns::new().unwrap(), Netns::new().unwrap()];
+    let links = ["alive", "empty"].map(|id| {
+        let pod = &pods[usize::from(id == "empty")];
+        host_interface(&node.add(id, pod, &config))
+    });
+    let inhabitant = Inhabitant::of(&pods[0]);
+    // As if the network's dataDir had been changed while its Pods run.
+    for id in ["alive", "empty"] {
+        fs::remove_file(node.boot_dir().join(format!("attachments/{id}@eth0"))).unwrap();
+    }
+    let mut places = Places::of_node(&HostRoot::system(), None);
+    places.add(node.data_dir());
+    places.choose("test".to_owned());
+    let collect = |request: &GcRequest| node.host.run(|| gc(&places, request).unwrap().remove(0));
+    for dry_run in [true, false] {
+        let collected = collect(&GcRequest { dry_run, ..GcRequest::default() });
+        assert_eq!(collected.removed, [format!("link {}", links[1])]);
+        assert_eq!(collected.skipped[0].owner, format!("link {}", links[0]), "{collected:?}");
+    }
+    assert!(ip(&pods[0], &["link"]).contains("eth0"));
+    assert!(!ip(&pods[1], &["link"]).contains("eth0"));
+    drop(inhabitant);
+    assert_eq!(collect(&GcRequest::default()).removed, [format!("link {}", links[0])]);
 }
 
 #[test]

@@ -257,6 +257,28 @@ fn a_taken_port_is_refused_with_its_owner() {
 }
 
 #[test]
+fn hundreds_of_ports_and_routes_fit() {
+    skip_unless!(is_root(), "needs root");
+    let node = Node::new();
+    let pod = Netns::new().unwrap();
+    let texts: Vec<String> = (20_000..20_700).map(|port| format!("tcp/{port}:{port}")).collect();
+    let mut config = with_ports(&node.config(), &texts.iter().map(String::as_str).collect::<Vec<_>>());
+    let routes: Vec<Value> =
+        (0..700).map(|number| json!({"dst": format!("10.{}.{}.0/24", 100 + number / 256, number % 256)})).collect();
+    config["ipam"]["routes"] = json!(routes);
+    // Somebody's file is no network whose rules were to be restored.
+    fs::create_dir_all(node.data_dir()).unwrap();
+    fs::write(node.data_dir().join("README"), "").unwrap();
+    node.add("c", &pod, &config);
+    assert_eq!(nft(&node.host, &["list", "map", "inet", "keelson", "ports4"]).matches("c@eth0").count(), 700);
+    assert_eq!(ip(&pod, &["route"]).matches("/24 via").count(), 700);
+    // All are taken, and it is said of one.
+    refused(&node, &config, &["ns/pod-c"]);
+    node.call("DEL", "c", Some(pod.path()), &config).silent();
+    assert_eq!(elements(&node), Vec::<String>::new());
+}
+
+#[test]
 fn a_port_that_the_host_listens_on_is_refused() {
     skip_unless!(is_root(), "needs root");
     skip_unless!(missing(&["nft"]).is_empty(), "needs nft");

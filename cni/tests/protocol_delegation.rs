@@ -6,9 +6,11 @@ mod common;
 
 use std::{
     fs,
+    io::Write,
     os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Child, Command, Stdio},
+    thread,
 };
 
 use common::{Answer, Node, call_environment, feed, ip};
@@ -127,6 +129,56 @@ fn what_host_local_says_is_passed_on_and_nothing_is_left() {
         call(&node, "DEL", &format!("c{index}"), pod.path(), &config).silent();
     }
     assert_eq!(reserved(&node), Vec::<String>::new());
+}
+
+/// Whether a thread of the process waits for a lock.
+fn waits_for_a_lock(process: &Child) -> bool {
+    let Ok(threads) = fs::read_dir(format!("/proc/{}/task", process.id())) else { return false };
+    threads.flatten().any(|thread| fs::read_to_string(thread.path().join("comm")).is_ok_and(|name| name == "lock\n"))
+}
+
+#[test]
+fn a_del_that_meets_its_add_returns_the_addresses_after_they_were_given() {
+    skip_unless!(is_root(), "needs root");
+    let node = Node::new();
+    let pod = Netns::new().unwrap();
+    let directory = node.directory.path();
+    let bin = directory.join("slow");
+    fs::create_dir(&bin).unwrap();
+    for name in ["begun", "go"] {
+        nix::unistd::mkfifo(&directory.join(name), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    }
+    // Gives its one address when it is told to.
+    let script = format!(
+        "#!/bin/sh\ncd {}\ncase $CNI_COMMAND in\nADD) echo > begun; read x < go; echo > given\n\
+         echo '{{\"cniVersion\": \"1.1.0\", \"ips\": [{{\"address\": \"10.77.0.2/29\"}}]}}';;\nDEL) rm -f given;;\nesac\n",
+        directory.display()
+    );
+    fs::write(bin.join("slow"), script).unwrap();
+    fs::set_permissions(bin.join("slow"), fs::Permissions::from_mode(0o755)).unwrap();
+    let mut config = ours(&node, "1.1.0");
+    config["ipam"] = json!({"type": "slow"});
+    let start = |verb: &str| {
+        let mut command = node.command(verb, "c", Some(pod.path()));
+        command.env("CNI_PATH", &bin).env("PATH", std::env::var_os("PATH").unwrap());
+        command.stdin(Stdio::piped()).stdout(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(config.to_string().as_bytes()).unwrap();
+        child
+    };
+    let mut add = start("ADD");
+    // Opened as soon as the script writes to it.
+    fs::read(directory.join("begun")).unwrap();
+    let mut del = start("DEL");
+    while !waits_for_a_lock(&del) {
+        assert!(del.try_wait().unwrap().is_none(), "it didn't wait for the ADD");
+        thread::yield_now();
+    }
+    fs::write(directory.join("go"), "\n").unwrap();
+    assert!(add.wait().unwrap().success());
+    assert!(del.wait().unwrap().success());
+    assert!(!directory.join("given").exists(), "the address was not returned");
+    assert_eq!(node.records(), Vec::<String>::new());
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Network namespaces.
 
 use std::{
-    collections::HashSet,
+    collections::HashMap,
     fs::{self, File, Metadata},
     io,
     os::unix::fs::{MetadataExt, OpenOptionsExt},
@@ -14,7 +14,7 @@ use nix::{
     sys::statfs::{FsType, fstatfs, statfs},
 };
 
-use super::{KernelError, RouteSocket};
+use super::{KernelError, RouteSocket, link};
 use crate::calls;
 
 /// nsfs (linux/magic.h, `NSFS_MAGIC`).
@@ -45,7 +45,8 @@ pub(crate) fn identity_at(path: &Path) -> Option<(u64, u64)> {
 /// The network namespaces that processes are in.
 #[derive(Debug, Default)]
 pub(crate) struct Inhabited {
-    found: HashSet<(u64, u64)>,
+    /// Each with a way to it.
+    found: HashMap<(u64, u64), PathBuf>,
     /// Whether some process didn't let itself be looked at.
     is_incomplete: bool,
 }
@@ -53,7 +54,22 @@ pub(crate) struct Inhabited {
 impl Inhabited {
     /// Whether the namespace has processes; `None` if that can't be told.
     pub(crate) fn has(&self, identity: (u64, u64)) -> Option<bool> {
-        if self.found.contains(&identity) { Some(true) } else { (!self.is_incomplete).then_some(false) }
+        if self.found.contains_key(&identity) { Some(true) } else { (!self.is_incomplete).then_some(false) }
+    }
+
+    /// The veth ends in them, each with its own index and its peer's; `None` if not all can be seen.
+    pub(crate) fn veth_ends(&self) -> Option<Vec<(u32, u32)>> {
+        let mut ends = Vec::new();
+        for path in self.found.values() {
+            let namespace = match Namespace::open(path) {
+                Ok(namespace) => namespace,
+                Err(NamespaceError::Own { .. }) => continue,
+                Err(_) => return None,
+            };
+            let links = link::all(&mut namespace.route_socket().ok()?).ok()?;
+            ends.extend(links.iter().filter_map(|link| Some((link.index, link.peer?))));
+        }
+        (!self.is_incomplete).then_some(ends)
     }
 }
 
@@ -73,8 +89,9 @@ pub(crate) fn inhabited(proc: &Path) -> Inhabited {
         if name == "1" || !name.as_encoded_bytes().iter().all(u8::is_ascii_digit) {
             continue;
         }
-        match fs::metadata(entry.path().join("ns/net")) {
-            Ok(found) => drop(inhabited.found.insert(identity(&found))),
+        let path = entry.path().join("ns/net");
+        match fs::metadata(&path) {
+            Ok(found) => drop(inhabited.found.insert(identity(&found), path)),
             // A process that has ended is in none.
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => {}
             Err(_) => inhabited.is_incomplete = true,

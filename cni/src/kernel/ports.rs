@@ -50,6 +50,10 @@ impl Owner {
         comment
     }
 
+    fn has(&self, element: &Element) -> bool {
+        Self::parse(&element.comment).token == self.token
+    }
+
     fn parse(comment: &str) -> Self {
         let (token, text) = comment.split_once(' ').unwrap_or(("", comment));
         Self { token: token.to_owned(), text: text.to_owned() }
@@ -138,7 +142,7 @@ pub(crate) fn publish(
     let entries = publication.entries();
     let link = Element { key: link_key(publication.link), ..Element::default() };
     let mut steps = vec![NAT.table.add(LINKS, &[link])];
-    steps.extend(entries.iter().map(Entry::add));
+    steps.extend(by_map(&entries.iter().collect::<Vec<_>>(), |map, elements| NAT.table.add_new(map, elements)));
     let is_free = match nftables::commit(socket, steps) {
         Err(error) if error.errno() == Some(Errno::EEXIST) => false,
         other => {
@@ -154,10 +158,19 @@ pub(crate) fn publish(
     if is_free { Ok(()) } else { take_over(socket, publication, &entries, is_gone) }
 }
 
-impl Entry {
-    fn add(&self) -> NetfilterStep {
-        NAT.table.add_new(self.map, std::slice::from_ref(&self.element))
+/// How many elements a step has at most: an attribute holds 64 KiB, and each step is acknowledged, for which the socket
+/// has little room.
+const ELEMENTS_AT_ONCE: usize = 256;
+
+/// A step for all entries of a map, or several for very many.
+fn by_map(entries: &[&Entry], step: impl Fn(&'static str, &[Element]) -> NetfilterStep) -> Vec<NetfilterStep> {
+    let mut steps = Vec::new();
+    for map in [PORTS4, PORTS6, ADDRESSED_PORTS4, ADDRESSED_PORTS6] {
+        let of_map = entries.iter().filter(|entry| entry.map == map);
+        let elements: Vec<Element> = of_map.map(|entry| entry.element.clone()).collect();
+        steps.extend(elements.chunks(ELEMENTS_AT_ONCE).map(|elements| step(map, elements)));
     }
+    steps
 }
 
 /// Publishes what is missing in place of what nobody owns any more.
@@ -171,6 +184,7 @@ fn take_over(
     nftables::update(socket, &mut |socket| {
         let link = Element { key: link_key(publication.link), ..Element::default() };
         let mut steps = vec![NAT.table.add(LINKS, &[link])];
+        let mut missing = Vec::new();
         for entry in entries {
             let own = NAT.table.find(socket, entry.map, &entry.element.key)?;
             let is_there = own.as_ref() == Some(&entry.element);
@@ -185,9 +199,10 @@ fn take_over(
                 steps.push(NAT.table.remove(map, &[element]));
             }
             if !is_there {
-                steps.push(entry.add());
+                missing.push(entry);
             }
         }
+        steps.extend(by_map(&missing, |map, elements| NAT.table.add_new(map, elements)));
         Ok(steps)
     })?;
     taken.map_or(Ok(()), Err)
@@ -197,12 +212,14 @@ fn take_over(
 pub(crate) fn withdraw(socket: &mut NetfilterSocket, publication: &Publication<'_>) -> Result<(), KernelError> {
     let entries = publication.entries();
     nftables::update(socket, &mut |socket| {
-        let mut steps = Vec::new();
-        for Entry { map, element, .. } in &entries {
-            if NAT.table.find(socket, map, &element.key)?.is_some_and(|found| found.data == element.data) {
-                steps.push(NAT.table.remove(map, std::slice::from_ref(element)));
+        let mut own = Vec::new();
+        for entry in &entries {
+            let found = NAT.table.find(socket, entry.map, &entry.element.key)?;
+            if found.is_some_and(|found| found.data == entry.element.data && publication.owner.has(&found)) {
+                own.push(entry);
             }
         }
+        let mut steps = by_map(&own, |map, elements| NAT.table.remove(map, elements));
         if publication.owns_link
             && let Some(found) = NAT.table.find(socket, LINKS, &link_key(publication.link))?
         {

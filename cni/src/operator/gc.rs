@@ -9,7 +9,11 @@ use super::{
 use crate::{
     GcEntry, GcOptions, collect_garbage,
     config::invocation::AttachmentKey,
-    kernel::{RouteSocket, link},
+    kernel::{
+        RouteSocket,
+        link::{self, Link},
+        netns,
+    },
 };
 
 /// What [`gc`] frees, and how far it goes.
@@ -57,6 +61,25 @@ impl Collected {
     }
 }
 
+/// Those of `lost` whose container has no processes. Its record may be gone, or lie where nobody looked, as in the
+/// `dataDir` that the network had before: its Pod runs on.
+fn without_processes(lost: &[String], links: &[Link], places: &Places) -> Vec<String> {
+    let Some(ends) = netns::inhabited(&places.root().join("/proc")).veth_ends() else { return Vec::new() };
+    // Each end names the other by its index; that of a pair elsewhere would have to agree in both.
+    let lives = |link: &Link| ends.iter().any(|(own, peer)| *peer == link.index && link.peer == Some(*own));
+    links.iter().filter(|link| lost.contains(&link.name) && !lives(link)).map(|link| link.name.clone()).collect()
+}
+
+fn lost_link(name: &str) -> GcEntry {
+    GcEntry {
+        container_id: String::new(),
+        ifname: String::new(),
+        owner: format!("link {name}"),
+        addresses: Vec::new(),
+        reason: "no record knows it, but processes run in its container's namespace, or that can't be seen".to_owned(),
+    }
+}
+
 /// Frees what nobody uses in the networks of `places`. Must be called in the host's network namespace: in any other,
 /// every link seems to be gone. So a network of which no link is there is left alone.
 ///
@@ -101,7 +124,13 @@ pub fn gc(places: &Places, request: &GcRequest) -> Result<Vec<Collected>, Operat
             if !request.dry_run {
                 network.store.remove_earlier_boots()?;
             }
-            for name in links_without_record(&links, &network)? {
+            let lost = links_without_record(&links, &network)?;
+            let doomed = if lost.is_empty() { Vec::new() } else { without_processes(&lost, &links, places) };
+            for name in lost {
+                if !doomed.contains(&name) {
+                    collected.skipped.push(lost_link(&name));
+                    continue;
+                }
                 if !request.dry_run {
                     link::delete(&mut host, &name)?;
                 }

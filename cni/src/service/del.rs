@@ -19,26 +19,22 @@ use crate::{
 pub(super) fn del(config: &NetworkConfig, call: &AttachmentCall) -> Result<(), Failure> {
     let store = Store::new(&config.data_dir, &config.name)?;
     let mut host = RouteSocket::open()?;
+    let _lock = match store.lock_attachment(&call.key) {
+        // The store can't be written: its record stays, and says so; but the container loses its network.
+        Err(error @ StoreError::Io { .. }) => {
+            delete_links(&mut host, &config.name, &call.key)?;
+            return Err(error.into());
+        }
+        other => other?,
+    };
+    // Not before the lock is ours: an ADD that is still at work would get its addresses after they were returned.
     let returned = Delegate::of(config).and_then(|delegate| delegate.map_or(Ok(()), |delegate| delegate.delete()));
     if let Err(error) = returned {
         // The record stays for the next try to return the addresses; but the container loses its network.
         delete_links(&mut host, &config.name, &call.key)?;
         return Err(error.into());
     }
-    detach(&store, &mut host, &config.name, &call.key)
-}
-
-/// Undoes one attachment, whatever is known or left of it.
-pub(super) fn detach(store: &Store, host: &mut RouteSocket, network: &str, key: &AttachmentKey) -> Result<(), Failure> {
-    let _lock = match store.lock_attachment(key) {
-        // The store can't be written: its record stays, and says so; but the container loses its network.
-        Err(error @ StoreError::Io { .. }) => {
-            delete_links(host, network, key)?;
-            return Err(error.into());
-        }
-        other => other?,
-    };
-    detach_locked(store, host, network, key)
+    detach_locked(&store, &mut host, &config.name, &call.key)
 }
 
 /// Undoes one attachment whose lock the caller holds.

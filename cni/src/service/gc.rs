@@ -18,7 +18,7 @@ use crate::{
     config::{invocation::AttachmentKey, network::NetworkConfig},
     error::Failure,
     kernel::{
-        RouteSocket,
+        RouteSocket, link,
         netns::{self, Inhabited},
     },
     policy::naming,
@@ -176,13 +176,13 @@ impl Collected {
             (Ok(Some(None)), _) => Err("another call is working on it".to_owned()),
             // Somebody else has freed it meanwhile.
             (_, Ok(None)) => return,
-            (_, Ok(Some(record))) => match look.judge(record) {
+            (_, Ok(Some(record))) => match look.judge(record, host) {
                 None => return,
                 Some(verdict) => verdict,
             },
             // Whose container it is, or was, can't be told; DEL frees it, whatever it says.
             (_, Err(error)) if look.options.valid.is_none() => Err(error.to_string()),
-            (_, Err(error)) if look.has_link(&naming::host_interface(network, key)) && !look.options.force => {
+            (_, Err(error)) if look.has_link(&naming::host_interface(network, key), host) && !look.options.force => {
                 Err(format!("its link is there, and {error}"))
             }
             (_, Err(_)) => Ok(NOT_LISTED.to_owned()),
@@ -216,8 +216,10 @@ struct Look<'a> {
 }
 
 impl Look<'_> {
-    fn has_link(&self, name: &str) -> bool {
-        self.links.contains(name)
+    /// A link that wasn't there at first may have been made by the call whose lock we have got since. One that can't be
+    /// looked for is taken to be there.
+    fn has_link(&self, name: &str, host: &mut RouteSocket) -> bool {
+        self.links.contains(name) || link::find(host, name).map_or(true, |found| found.is_some())
     }
 
     /// Returns addresses that are another plugin's to it.
@@ -229,11 +231,11 @@ impl Look<'_> {
     }
 
     /// Why an attachment that isn't listed is freed, or as an error why it isn't; `None` if it is no garbage.
-    fn judge(&self, record: &Record) -> Option<Result<String, String>> {
+    fn judge(&self, record: &Record, host: &mut RouteSocket) -> Option<Result<String, String>> {
         if let (None, Some(_), Some(plugin)) = (self.delegate, &self.options.valid, &record.ipam_plugin) {
             return Some(Err(format!("its addresses are those of the plugin {plugin}: DEL returns them")));
         }
-        let life = heal::life(record, |name| self.has_link(name));
+        let life = heal::life(record, |name| self.has_link(name, host));
         if self.options.valid.is_none() {
             return match life {
                 Life::Whole => None,

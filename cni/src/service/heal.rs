@@ -31,7 +31,7 @@ pub(super) enum Life {
 }
 
 /// Judges a record by whether the host has a link of a name.
-pub(super) fn life(record: &Record, has_link: impl Fn(&str) -> bool) -> Life {
+pub(super) fn life(record: &Record, has_link: impl FnOnce(&str) -> bool) -> Life {
     // The addresses of another plugin can't be returned without the call of a runtime.
     let is_ours = matches!(record.kind, Kind::Bridge | Kind::Routed) && record.ipam_plugin.is_none();
     if !is_ours || has_link(&record.host_interface) {
@@ -66,7 +66,7 @@ fn heal(store: &Store, host: &mut RouteSocket) -> Result<Healed, Failure> {
         match life(&record, |name| links.contains(name)) {
             Life::Whole => {}
             // Whoever else is at it, or can't free it: another try comes with the next call.
-            Life::Stale if free_if_stale(store, host, &key, |name| links.contains(name)).unwrap_or(false) => {
+            Life::Stale if free_if_stale(store, host, &key).unwrap_or(false) => {
                 healed.freed += 1;
             }
             Life::Stale | Life::Waiting => healed.stale += 1,
@@ -79,21 +79,16 @@ fn heal(store: &Store, host: &mut RouteSocket) -> Result<Healed, Failure> {
 ///
 /// An attachment that another call works on is left alone.
 pub(super) fn heal_holder(store: &Store, host: &mut RouteSocket, key: &AttachmentKey) -> Result<bool, Failure> {
-    let Some(record) = store.read(key)? else { return Ok(false) };
-    let exists = link::find(host, &record.host_interface)?.is_some();
-    free_if_stale(store, host, key, |name| exists && name == record.host_interface)
+    free_if_stale(store, host, key)
 }
 
-/// Judges once more under the attachment's lock, as it may have been made anew, and frees it.
-fn free_if_stale(
-    store: &Store,
-    host: &mut RouteSocket,
-    key: &AttachmentKey,
-    has_link: impl Fn(&str) -> bool,
-) -> Result<bool, Failure> {
+/// Judges once more under the attachment's lock, by a new look at its link, as it may have been made since; and frees it.
+fn free_if_stale(store: &Store, host: &mut RouteSocket, key: &AttachmentKey) -> Result<bool, Failure> {
     let Some(_lock) = store.lock_attachment_if_idle(key)? else { return Ok(false) };
-    match store.read(key)? {
-        Some(record) if life(&record, has_link) == Life::Stale => undo(store, host, &record).map(|()| true),
+    let Some(record) = store.read(key)? else { return Ok(false) };
+    let exists = link::find(host, &record.host_interface)?.is_some();
+    match life(&record, |_| exists) {
+        Life::Stale => undo(store, host, &record).map(|()| true),
         _ => Ok(false),
     }
 }

@@ -169,7 +169,9 @@ pub(crate) fn restore(data_dir: &Path) -> Result<(), Failure> {
 fn restore_elements(socket: &mut NetfilterSocket, data_dir: &Path) -> Result<(), Failure> {
     let mut host = RouteSocket::open()?;
     let mut is_built = false;
-    let networks = fs::read_dir(data_dir).into_iter().flatten().flatten();
+    // What else lies there is somebody's that we don't know.
+    let entries = fs::read_dir(data_dir).into_iter().flatten().flatten();
+    let networks = entries.filter(|entry| Store::is_at(&entry.path()));
     for network in networks.filter_map(|entry| entry.file_name().into_string().ok()) {
         let store = Store::new(data_dir, &network)?;
         for key in store.keys()? {
