@@ -29,8 +29,6 @@ enum Command {
     Try(trial::Options),
     /// Run the tests: all tiers from unit to node, or the ones named
     Test(tiers::Options),
-    /// Change the CNI plugin's decisions, parsers and store one thing at a time: does a unit test notice? (hours)
-    Mutants(mutants::Options),
     /// Check formatting, clippy and the documentation
     Lint,
     /// Check the dependencies' licences, duplicates and sources (needs cargo-deny)
@@ -43,7 +41,6 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Try(options) => trial::run(&options),
         Command::Test(options) => tiers::run(&options),
-        Command::Mutants(options) => mutants::run(&options),
         Command::Lint => lint::lint(),
         Command::Deny => lint::deny(),
         Command::Tools => machine::build_tools(&keelson_testkit::Tool::ALL),

@@ -16,6 +16,7 @@ use tempfile::NamedTempFile;
 use crate::{
     fuzz,
     machine::{PACKAGES, VM_PACKAGES, check_go, check_privileges, provide_packages, provide_tools},
+    mutants,
     run::{cargo, check},
     scenarios,
 };
@@ -34,6 +35,8 @@ pub(crate) struct Options {
     /// In the VM tier, run only the test files that have this in their names; may be given several times
     #[arg(long, value_name = "PART")]
     only: Vec<String>,
+    #[command(flatten)]
+    mutants: mutants::Options,
 }
 
 /// A tier of the tests, told apart by the names of the test files.
@@ -51,6 +54,9 @@ enum Tier {
     Fuzz,
     /// The kernel tier and what no machine survives, in guests with Debian's kernel under qemu (root)
     Vm,
+    /// One thing at a time changed in the plugin's decisions, parsers and store: a unit test must notice; hours, only if
+    /// named
+    Mutants,
 }
 
 /// What a tier can be asked for with.
@@ -62,13 +68,14 @@ enum Choice {
 
 impl ValueEnum for Choice {
     fn value_variants<'a>() -> &'a [Self] {
-        const VARIANTS: [Choice; Tier::ALL.len() + 1] = {
-            let mut variants = [Choice::All; Tier::ALL.len() + 1];
+        const VARIANTS: [Choice; Tier::ALL.len() + 2] = {
+            let mut variants = [Choice::All; Tier::ALL.len() + 2];
             let mut index = 0;
             while index < Tier::ALL.len() {
                 variants[index] = Choice::One(Tier::ALL[index]);
                 index += 1;
             }
+            variants[index] = Choice::One(Tier::Mutants);
             variants
         };
         &VARIANTS
@@ -77,7 +84,7 @@ impl ValueEnum for Choice {
     fn to_possible_value(&self) -> Option<PossibleValue> {
         match self {
             Self::One(tier) => tier.to_possible_value(),
-            Self::All => Some(PossibleValue::new("all").help("All of these")),
+            Self::All => Some(PossibleValue::new("all").help("All of these but mutants")),
         }
     }
 }
@@ -91,11 +98,13 @@ impl fmt::Display for Tier {
             Self::Node => "node",
             Self::Fuzz => "fuzz",
             Self::Vm => "vm",
+            Self::Mutants => "mutants",
         })
     }
 }
 
 impl Tier {
+    /// The tiers that take minutes.
     const ALL: [Self; 6] = [Self::Unit, Self::Kernel, Self::Protocol, Self::Node, Self::Fuzz, Self::Vm];
 
     /// The tiers that run when none is named.
@@ -103,12 +112,17 @@ impl Tier {
 
     /// Whether it needs neither privileges nor programs.
     fn is_pure(self) -> bool {
-        matches!(self, Self::Unit | Self::Fuzz)
+        matches!(self, Self::Unit | Self::Fuzz | Self::Mutants)
+    }
+
+    /// Whether it builds what it runs otherwise than the rest.
+    fn builds_its_own(self) -> bool {
+        matches!(self, Self::Fuzz | Self::Mutants)
     }
 
     fn tools(self) -> &'static [Tool] {
         match self {
-            Self::Unit | Self::Kernel | Self::Fuzz | Self::Vm => &[],
+            Self::Unit | Self::Kernel | Self::Fuzz | Self::Vm | Self::Mutants => &[],
             Self::Protocol => &[Tool::CniPlugins, Tool::Cnitool, Tool::CsiSanity],
             Self::Node => &[Tool::Containerd],
         }
@@ -127,8 +141,8 @@ impl Tier {
             Self::Protocol => vec![test(&["--test", "protocol_*"])],
             Self::Node => vec![test(&["--test", "node_*"])],
             Self::Fuzz => vec![fuzz::command(options.seconds)],
-            // Its programs run in guests.
-            Self::Vm => vec![],
+            // The programs of the one run in guests, and the others are run once for each mutant.
+            Self::Vm | Self::Mutants => vec![],
         }
     }
 }
@@ -210,7 +224,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         provide_tools(tier.tools(), options.no_install)?;
     }
     // The suite's programs, which the tests of another package start.
-    if tiers != [Tier::Fuzz] {
+    if !tiers.iter().all(|tier| tier.builds_its_own()) {
         check(cargo("build").args(["--workspace", "--bins"]))?;
     }
 
@@ -280,6 +294,9 @@ fn run_tier(tier: Tier, root: Option<&keelson_vm::Root>, options: &Options, logs
     if let (Tier::Vm, Some(root)) = (tier, root) {
         run_shapes(root, &options.only, logs, &mut outcome);
     }
+    if tier == Tier::Mutants {
+        run_mutants(&options.mutants, &mut outcome)?;
+    }
     outcome.seconds = start.elapsed().as_secs();
     match before {
         Ok(before) => outcome.left_behind = before.since()?.0,
@@ -306,6 +323,22 @@ fn run_shapes(root: &keelson_vm::Root, only: &[String], logs: &Logs, outcome: &m
             }
         }
     }
+}
+
+/// The mutants tier: a mutant that a test notices has passed, and one that none notices has failed.
+fn run_mutants(options: &mutants::Options, outcome: &mut Outcome) -> Result<()> {
+    let mutants = mutants::run(options)?;
+    for mutant in &mutants.timed_out {
+        println!("timed out: {mutant}");
+    }
+    for mutant in &mutants.missed {
+        println!("survived: {mutant}");
+    }
+    let (timed_out, survived) = (mutants.timed_out.len(), mutants.known + mutants.missed.len());
+    println!("{} caught, {timed_out} timed out, {survived} survived, {} of them known", mutants.caught, mutants.known);
+    outcome.passed += (mutants.caught + timed_out) as u64;
+    outcome.failed += mutants.missed.len() as u64;
+    Ok(())
 }
 
 fn report(outcomes: &[(Tier, Outcome)], differences: &[String]) {
@@ -367,7 +400,8 @@ mod tests {
             chosen(&[Choice::One(Tier::Node), Choice::All]),
             [Tier::Node, Tier::Unit, Tier::Kernel, Tier::Protocol, Tier::Fuzz, Tier::Vm]
         );
-        assert_eq!(Tier::ALL, Tier::value_variants());
+        assert_eq!(chosen(&[Choice::One(Tier::Mutants), Choice::One(Tier::Fuzz)]), [Tier::Mutants, Tier::Fuzz]);
+        assert_eq!([&Tier::ALL[..], &[Tier::Mutants]].concat(), Tier::value_variants());
     }
 
     #[test]
