@@ -13,16 +13,15 @@ use crate::run::{cargo, check};
 /// The version of cargo-mutants: another one finds other mutants.
 const VERSION: &str = "27.1.0";
 
-/// What is changed: decisions, parsers and the store, without what only tests compile.
+/// What is changed: decisions, parsers and the store.
 const FILES: [&str; 3] = ["cni/src/policy/**", "cni/src/config/**", "cni/src/store/**"];
-const EXCLUDED: [&str; 3] = ["**/tests.rs", "**/torn.rs", "**/fuzzing.rs"];
 
 /// The survivors that are known, a list item each: the mutant in backquotes, then the reason.
 const KNOWN: &str = "cni/mutants.md";
 
-/// What the tier may be told.
+/// Which mutants are tried.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Options {
+pub(crate) struct Selection {
     /// In the mutants tier, change only these files (may be repeated)
     #[arg(long, value_name = "GLOB", default_values = FILES)]
     file: Vec<String>,
@@ -48,7 +47,7 @@ pub(crate) struct Mutants {
 /// # Errors
 ///
 /// When cargo-mutants can't be installed or doesn't get to its end.
-pub(crate) fn run(options: &Options) -> Result<Mutants> {
+pub(crate) fn run(selection: &Selection) -> Result<Mutants> {
     let root = cache_dir()?.join(format!("cargo-mutants-{VERSION}"));
     let program = root.join("bin/cargo-mutants");
     if !program.exists() {
@@ -63,14 +62,11 @@ pub(crate) fn run(options: &Options) -> Result<Mutants> {
     let mut command = Command::new(&program);
     command.current_dir(workspace_root()).args(["mutants", "--package", "keelson-cni", "--output", "target"]);
     // For the build as well: without it, every mutant is linked into every test program.
-    command.args(["--cargo-arg=--lib", "--minimum-test-timeout=60"]);
-    for file in &options.file {
+    command.args(["--cargo-arg=--lib", "--minimum-test-timeout=60", "--exclude=**/fuzzing.rs"]);
+    for file in &selection.file {
         command.args(["--file", file]);
     }
-    for file in EXCLUDED {
-        command.args(["--exclude", file]);
-    }
-    if let Some(shard) = &options.shard {
+    if let Some(shard) = &selection.shard {
         command.args(["--shard", shard]);
     }
     // Back traces are of no use here, and the longest tests, a file torn at each of its bytes, take longer than all the

@@ -36,7 +36,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "PART")]
     only: Vec<String>,
     #[command(flatten)]
-    mutants: mutants::Options,
+    mutants: mutants::Selection,
 }
 
 /// A tier of the tests, told apart by the names of the test files.
@@ -326,8 +326,8 @@ fn run_shapes(root: &keelson_vm::Root, only: &[String], logs: &Logs, outcome: &m
 }
 
 /// The mutants tier: a mutant that a test notices has passed, and one that none notices has failed.
-fn run_mutants(options: &mutants::Options, outcome: &mut Outcome) -> Result<()> {
-    let mutants = mutants::run(options)?;
+fn run_mutants(selection: &mutants::Selection, outcome: &mut Outcome) -> Result<()> {
+    let mutants = mutants::run(selection)?;
     for mutant in &mutants.timed_out {
         println!("timed out: {mutant}");
     }
