@@ -176,6 +176,22 @@ fn a_port_of_the_node_leads_to_the_pod_from_everywhere() {
 }
 
 #[test]
+fn many_ports_are_published_and_withdrawn_at_once() {
+    skip_unless!(is_root(), "needs root");
+    skip_unless!(missing(&["nft"]).is_empty(), "needs nft");
+    let node = Node::new();
+    let pod = Netns::new().unwrap();
+    let ports: Vec<String> = (0..2000).map(|index| format!("tcp/{}:80", 20_000 + index)).collect();
+    let ports: Vec<&str> = ports.iter().map(String::as_str).collect();
+    let mut config = with_ports(&node.config(), &ports);
+    config["prevResult"] = node.add("c", &pod, &config);
+    assert_eq!(elements(&node).len(), 2 * ports.len());
+    node.call("CHECK", "c", Some(pod.path()), &config).silent();
+    node.call("DEL", "c", Some(pod.path()), &config).silent();
+    assert_eq!(elements(&node), Vec::<String>::new());
+}
+
+#[test]
 fn a_host_ip_limits_a_port_to_one_address_or_family() {
     skip_unless!(is_root(), "needs root");
     let node = Node::new();

@@ -18,6 +18,7 @@ use netlink_sys::{
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::socket::{setsockopt, sockopt},
 };
 
 use super::{
@@ -36,6 +37,9 @@ const DUMP_ATTEMPTS: usize = 20;
 /// How many messages are sent at once: the answers wait in the socket's receive buffer, where with the kernel's defaults
 /// there is room for some 270 (`net.core.rmem_default`).
 const STEPS_AT_ONCE: usize = 64;
+
+/// What an answer that waits takes of the receive buffer, bookkeeping included, at most.
+const ANSWER: usize = 2048;
 
 /// The kernel refused an operation, or could not be asked.
 #[derive(Debug, thiserror::Error)]
@@ -279,6 +283,7 @@ impl NetlinkSocket {
             pending.push((sequence, step.doing));
         }
         let last = self.encode(end, 0, &mut bytes);
+        self.make_room(bytes.len(), pending.len()).map_err(|error| KernelError::new(whole, error))?;
         self.send(&bytes).map_err(|error| KernelError::new(whole, error))?;
         let mut failure = None;
         while !pending.is_empty() {
@@ -300,6 +305,15 @@ impl NetlinkSocket {
             }
         }
         failure.map_or(Ok(()), Err)
+    }
+
+    /// Makes room for a long transaction, which can't be sent in parts.
+    fn make_room(&self, bytes: usize, answers: usize) -> nix::Result<()> {
+        if answers > STEPS_AT_ONCE {
+            setsockopt(&self.socket, sockopt::SndBufForce, &bytes)?;
+            setsockopt(&self.socket, sockopt::RcvBufForce, &(answers * ANSWER))?;
+        }
+        Ok(())
     }
 
     fn dump<M>(&mut self, doing: &str, message: &M) -> Result<Vec<M>, KernelError>
