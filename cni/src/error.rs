@@ -34,8 +34,9 @@ pub(crate) enum Failure {
     Bridge(#[from] BridgeError),
     #[error("the host port {port} is taken by {holder}")]
     PortTaken { port: String, holder: String },
-    #[error("container veth name ({ifname:?}) already exists")]
-    InterfaceExists { ifname: String },
+    /// In the reference's words: runbooks and alerts look for them.
+    #[error("container veth name ({ifname:?}) peer provided ({peer:?}) already exists")]
+    InterfaceExists { ifname: String, peer: String },
     #[error("the attachment exists already and is not as it was made")]
     AttachmentDiffers(Vec<String>),
     #[error("the attachment is not as it was made")]

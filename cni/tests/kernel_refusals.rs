@@ -179,7 +179,11 @@ fn an_interface_or_a_bridge_in_the_way_is_left_alone() {
     let node = Node::new();
     let pod = Netns::new().unwrap();
     ip(&pod, &["link", "add", "eth0", "type", "veth", "peer", "name", "other"]);
-    assert_eq!(node.call("ADD", "c", Some(pod.path()), &node.config()).code(), 103);
+    let answer = node.call("ADD", "c", Some(pod.path()), &node.config());
+    assert_eq!(answer.code(), 103);
+    let message = answer.json()["msg"].as_str().unwrap().to_owned();
+    assert!(message.starts_with("container veth name (\"eth0\") peer provided (\"kl"), "{message}");
+    assert!(message.ends_with("\") already exists"), "{message}");
     assert!(ip(&pod, &["link"]).contains("eth0@other"));
     assert_eq!(node.traces(), Vec::<String>::new());
 

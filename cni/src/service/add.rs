@@ -115,7 +115,7 @@ impl Addition<'_> {
         let ours = naming::host_interface(&self.config.name, &self.call.key);
         let ifname = &self.call.key.ifname;
         if link::find(&mut self.wire.inside, ifname)?.is_some() && link::find(&mut self.wire.host, &ours)?.is_none() {
-            return Err(Failure::InterfaceExists { ifname: ifname.clone() });
+            return Err(Failure::InterfaceExists { ifname: ifname.clone(), peer: ours });
         }
         rules::refuse_listened_ports(&self.attachment.ports)
     }

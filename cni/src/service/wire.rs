@@ -177,7 +177,8 @@ impl Wire {
                 link::delete(&mut self.host, pair.host_name)?;
                 match veth::create(&mut self.host, pair, bridge, &self.namespace) {
                     Err(error) if error.errno() == Some(Errno::EEXIST) => {
-                        Err(Failure::InterfaceExists { ifname: pair.container_name.to_owned() })
+                        let (ifname, peer) = (pair.container_name.to_owned(), pair.host_name.to_owned());
+                        Err(Failure::InterfaceExists { ifname, peer })
                     }
                     other => Ok(other?),
                 }
