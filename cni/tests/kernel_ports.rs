@@ -273,6 +273,25 @@ fn a_taken_port_is_refused_with_its_owner() {
 }
 
 #[test]
+fn an_unreadable_record_leaves_no_port() {
+    skip_unless!(is_root(), "needs root");
+    let node = Node::new();
+    let pods = [Netns::new().unwrap(), Netns::new().unwrap()];
+    let mut config = with_ports(&node.config(), &["tcp/8080:80", "udp/10.77.0.1:53:53"]);
+    config["macspoofchk"] = json!(true);
+    node.add("torn", &pods[0], &config);
+    let other = with_ports(&config, &["tcp/8081:80"]);
+    node.add("other", &pods[1], &other);
+    fs::write(node.boot_dir().join("attachments/torn@eth0"), "{").unwrap();
+    node.call("DEL", "torn", Some(pods[0].path()), &config).silent();
+    let left = elements(&node).join(" ");
+    assert!(!left.contains("torn") && left.contains("other@eth0"), "{left}");
+    let checked = nft(&node.host, &["list", "set", "bridge", "keelson", "checked"]);
+    // The other's alone, whose name nft doesn't print: each name is in quotes.
+    assert_eq!(checked.matches('"').count(), 2, "{checked}");
+}
+
+#[test]
 fn hundreds_of_ports_and_routes_fit() {
     skip_unless!(is_root(), "needs root");
     let node = Node::new();

@@ -229,6 +229,22 @@ pub(crate) fn withdraw(socket: &mut NetfilterSocket, publication: &Publication<'
     })
 }
 
+/// Removes every port whose comment begins with `token`, a link's name, wherever it leads.
+pub(crate) fn withdraw_all(socket: &mut NetfilterSocket, token: &str) -> Result<(), KernelError> {
+    nftables::update(socket, &mut |socket| {
+        let mut steps = Vec::new();
+        for map in [PORTS4, PORTS6, ADDRESSED_PORTS4, ADDRESSED_PORTS6] {
+            let mut found = NAT.table.list(socket, map)?;
+            found.retain(|element| Owner::parse(&element.comment).token == token);
+            steps.extend(found.chunks(ELEMENTS_AT_ONCE).map(|elements| NAT.table.remove(map, elements)));
+        }
+        if let Some(found) = NAT.table.find(socket, LINKS, &link_key(token))? {
+            steps.push(NAT.table.remove(LINKS, &[found]));
+        }
+        Ok(steps)
+    })
+}
+
 /// The ports that don't lead to the attachment, each as a part of a sentence.
 pub(crate) fn differences(
     socket: &mut NetfilterSocket,

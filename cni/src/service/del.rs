@@ -1,6 +1,6 @@
 //! DEL: detach a container from the network.
 
-use super::{add::undo, delegate::Delegate};
+use super::{add::undo, delegate::Delegate, rules};
 use crate::{
     config::{
         invocation::{AttachmentCall, AttachmentKey},
@@ -48,6 +48,9 @@ pub(super) fn detach_locked(
         Ok(Some(record)) => undo(store, host, &record),
         found => {
             // Without a readable record the names still follow from the attachment.
+            if found.is_err() {
+                rules::end_unknown(&naming::host_interface(network, key))?;
+            }
             delete_links(host, network, key)?;
             match found {
                 Err(StoreError::Corrupt { .. }) => store.discard(key).map_err(Failure::from),

@@ -105,6 +105,13 @@ pub(super) fn end(record: &Record) -> Result<Option<NetfilterSocket>, Failure> {
     Ok(Some(socket))
 }
 
+/// Ends what [`start`] may have started for an attachment whose record can't be read, by the name of its link alone.
+pub(super) fn end_unknown(host_interface: &str) -> Result<(), KernelError> {
+    let mut socket = NetfilterSocket::open()?;
+    spoofing::release(&mut socket, host_interface)?;
+    ports::withdraw_all(&mut socket, host_interface)
+}
+
 /// What is masqueraded otherwise, each as a part of a sentence.
 pub(super) fn masquerade_differences(subnets: &[IpNet]) -> Result<Vec<String>, KernelError> {
     let mut socket = NetfilterSocket::open()?;
