@@ -309,8 +309,10 @@ impl NetlinkSocket {
 
     /// Makes room for a long transaction, which can't be sent in parts.
     fn make_room(&self, bytes: usize, answers: usize) -> nix::Result<()> {
-        if answers > STEPS_AT_ONCE {
+        if bytes > DATAGRAM {
             setsockopt(&self.socket, sockopt::SndBufForce, &bytes)?;
+        }
+        if answers > STEPS_AT_ONCE {
             setsockopt(&self.socket, sockopt::RcvBufForce, &(answers * ANSWER))?;
         }
         Ok(())
