@@ -164,8 +164,8 @@ fn get(
     // Counters are summed up over all CPUs, for nobody.
     let attributes = attributes.native(libc::IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS);
     let message = message(libc::RTM_GETLINK, index, State::Kept, &attributes);
-    match socket.request(doing, message, 0) {
-        Ok(answers) => Ok(answers.iter().find_map(Link::from_message)),
+    match socket.get(doing, message) {
+        Ok(answer) => Ok(answer.as_ref().and_then(Link::from_message)),
         Err(error) if error.errno() == Some(Errno::ENODEV) => Ok(None),
         Err(error) => Err(error),
     }
@@ -230,6 +230,7 @@ mod tests {
     use keelson_testkit::{Netns, is_root, skip_unless};
 
     use super::*;
+    use crate::kernel::Step;
 
     #[test]
     fn a_link_that_comes_up_later_is_waited_for() {
@@ -258,5 +259,23 @@ mod tests {
         assert!(!events.wait(Instant::now()).unwrap());
         assert!(namespace.command("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
         assert!(events.wait(Instant::now() + CARRIER_LIMIT).unwrap());
+    }
+
+    #[test]
+    fn of_a_batch_the_refused_step_is_named_and_the_others_are_carried_out() {
+        skip_unless!(is_root(), "needs root to make a network namespace");
+        let namespace = Netns::new().unwrap();
+        let mut socket = namespace.run(|| RouteSocket::open().unwrap());
+        let up = |name: &str| {
+            let message = message(libc::RTM_SETLINK, 0, State::Up, &Attributes::new().text(libc::IFLA_IFNAME, name));
+            Step { doing: format!("bring up {name}"), message, flags: 0 }
+        };
+        for steps in [[up("none"), up("lo")], [up("lo"), up("none")]] {
+            let error = socket.batch(&steps).unwrap_err();
+            assert_eq!((error.doing.as_str(), error.errno()), ("bring up none", Some(Errno::ENODEV)));
+            // Nothing of the batch is left to be taken for an answer.
+            assert!(find(&mut socket, "lo").unwrap().unwrap().up);
+            assert_eq!(find(&mut socket, "none").unwrap(), None);
+        }
     }
 }

@@ -74,6 +74,15 @@ pub(crate) struct Step<M> {
     pub(crate) flags: u16,
 }
 
+/// What the kernel sends last if it doesn't refuse.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// The acknowledgement of the last step.
+    Acknowledgement,
+    /// The object that was asked for.
+    Answer,
+}
+
 /// A socket of one netlink family, in the namespace in which it was opened.
 pub(crate) struct NetlinkSocket {
     socket: Socket,
@@ -104,15 +113,22 @@ impl RouteSocket {
         message: RouteNetlinkMessage,
         flags: u16,
     ) -> Result<Vec<RouteNetlinkMessage>, KernelError> {
-        let mut answers = Vec::new();
-        self.0.exchange(&[Step { doing, message, flags }], &mut answers)?;
-        Ok(answers)
+        self.0.exchange(&[Step { doing, message, flags }], End::Acknowledgement)
+    }
+
+    /// Asks for one object.
+    pub(crate) fn get(
+        &mut self,
+        doing: String,
+        message: RouteNetlinkMessage,
+    ) -> Result<Option<RouteNetlinkMessage>, KernelError> {
+        Ok(self.0.exchange(&[Step { doing, message, flags: 0 }], End::Answer)?.pop())
     }
 
     /// Sends the steps, as many at once as the socket has room for the answers of; the kernel carries out each of
     /// those, and the first that failed is the error.
     pub(crate) fn batch(&mut self, steps: &[Step<RouteNetlinkMessage>]) -> Result<(), KernelError> {
-        steps.chunks(STEPS_AT_ONCE).try_for_each(|steps| self.0.exchange(steps, &mut Vec::new()))
+        steps.chunks(STEPS_AT_ONCE).try_for_each(|steps| self.0.exchange(steps, End::Acknowledgement).map(drop))
     }
 
     /// Lists objects; a list that changed while it was read is read again.
@@ -136,9 +152,7 @@ impl NetfilterSocket {
         message: NetfilterMessage,
         flags: u16,
     ) -> Result<Vec<NetfilterMessage>, KernelError> {
-        let mut answers = Vec::new();
-        self.0.exchange(&[Step { doing, message, flags }], &mut answers)?;
-        Ok(answers)
+        self.0.exchange(&[Step { doing, message, flags }], End::Acknowledgement)
     }
 
     /// Sends a transaction: all steps are carried out or none. `begin` and `end` are acknowledged only on failure.
@@ -208,8 +222,8 @@ impl Events {
 impl NetlinkSocket {
     fn open(protocol: isize) -> Result<Self, KernelError> {
         let failed = |error| KernelError::new("open a netlink socket", error);
-        let mut socket = Socket::new(protocol).map_err(failed)?;
-        socket.bind_auto().map_err(failed)?;
+        let socket = Socket::new(protocol).map_err(failed)?;
+        // This gives it an address as well, and keeps out messages of anybody but the kernel.
         socket.connect(&SocketAddr::new(0, 0)).map_err(failed)?;
         socket.set_ext_ack(true).map_err(failed)?;
         // Without it a refused message is sent back whole, in front of the explanation.
@@ -230,43 +244,47 @@ impl NetlinkSocket {
         self.sequence
     }
 
-    fn exchange<M>(&mut self, steps: &[Step<M>], answers: &mut Vec<M>) -> Result<(), KernelError>
+    /// Sends all steps at once and gives what the kernel answers beside acknowledgements.
+    ///
+    /// The kernel takes one after the other, and tells of each that it refuses; so only the last needs an answer.
+    fn exchange<M>(&mut self, steps: &[Step<M>], end: End) -> Result<Vec<M>, KernelError>
     where
         M: NetlinkSerializable + NetlinkDeserializable + Clone,
     {
-        let Some(first) = steps.first() else { return Ok(()) };
+        let Some((first, last)) = steps.first().zip(steps.len().checked_sub(1)) else { return Ok(Vec::new()) };
         let _phase = calls::phase(&first.doing);
         let mut bytes = Vec::new();
         let first_sequence = self.sequence + 1;
-        for step in steps {
-            self.encode(step.message.clone(), step.flags | NLM_F_ACK, &mut bytes);
+        for (index, step) in steps.iter().enumerate() {
+            let is_acknowledged = index == last && end == End::Acknowledgement;
+            let flags = step.flags | if is_acknowledged { NLM_F_ACK } else { 0 };
+            self.encode(step.message.clone(), flags, &mut bytes);
         }
         self.send(&bytes).map_err(|error| KernelError::new(&first.doing, error))?;
-        let mut acknowledged = 0;
+        let mut answers = Vec::new();
         let mut failure = None;
-        while acknowledged < steps.len() {
+        let mut is_done = false;
+        while !is_done {
             let packets = self.receive().map_err(|error| KernelError::new(&first.doing, error))?;
             for packet in packets {
                 // Invariant: the kernel echoes the sequence number; anything else answers an abandoned request.
-                let Some(step) = packet
-                    .header
-                    .sequence_number
-                    .checked_sub(first_sequence)
-                    .and_then(|index| steps.get(usize::try_from(index).ok()?))
-                else {
-                    continue;
-                };
+                let index = packet.header.sequence_number.checked_sub(first_sequence);
+                let Some(index) = index.and_then(|index| usize::try_from(index).ok()) else { continue };
+                let Some(step) = steps.get(index) else { continue };
                 match packet.payload {
                     NetlinkPayload::Error(error) => {
-                        acknowledged += 1;
                         failure = failure.or_else(|| refusal(&step.doing, &error));
+                        is_done |= index == last;
                     }
-                    NetlinkPayload::InnerMessage(answer) => answers.push(answer),
+                    NetlinkPayload::InnerMessage(answer) => {
+                        answers.push(answer);
+                        is_done |= end == End::Answer;
+                    }
                     _ => {}
                 }
             }
         }
-        failure.map_or(Ok(()), Err)
+        failure.map_or(Ok(answers), Err)
     }
 
     fn transaction<M>(&mut self, begin: M, steps: Vec<Step<M>>, end: M) -> Result<(), KernelError>

@@ -1,6 +1,6 @@
 //! STATUS: could ADD do its work?
 
-use std::path::Path;
+use std::{fs, path::Path};
 
 use nix::{
     sys::statvfs::statvfs,
@@ -76,8 +76,9 @@ fn require_bridges(store: &Store, host: &mut RouteSocket) -> Result<(), Failure>
 /// Whether files can be made in `directory`, which need not be there yet.
 pub(super) fn require_writable(directory: &Path) -> Result<(), Failure> {
     // What is missing is made below the nearest directory that there is.
-    let existing = directory.ancestors().find(|path| path.exists()).unwrap_or_else(|| Path::new("/"));
-    if !existing.is_dir() {
+    let mut found = directory.ancestors().filter_map(|path| Some((path, fs::metadata(path).ok()?)));
+    let (existing, is_directory) = found.next().map_or((Path::new("/"), true), |(path, found)| (path, found.is_dir()));
+    if !is_directory {
         return Err(Failure::Unavailable(format!("{} is not a directory", existing.display())));
     }
     if let Err(errno) = access(existing, AccessFlags::W_OK | AccessFlags::X_OK) {
