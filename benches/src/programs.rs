@@ -82,9 +82,9 @@ fn build(package: &str, program: &str, build: Build) -> Result<PathBuf> {
     cargo.current_dir(&root).args(["build", "--quiet", "--locked", "--package", package, "--bin", program]);
     match build {
         // With --target, RUSTFLAGS reach the program only, and not the build scripts.
-        Build::Static => {
-            cargo.args(["--profile", "cni", "--target", &target]).env("RUSTFLAGS", "-C target-feature=+crt-static")
-        }
+        Build::Static => cargo
+            .args(["--profile", "cni", "--target", &target])
+            .env("RUSTFLAGS", "-C target-feature=+crt-static -C relocation-model=static"),
         Build::Release => cargo.arg("--release"),
     };
     let status = cargo.status().context("failed to run cargo")?;
