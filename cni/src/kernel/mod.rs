@@ -5,6 +5,7 @@ pub(crate) mod announce;
 mod attribute;
 pub(crate) mod bridge;
 pub(crate) mod conntrack;
+pub(crate) mod elements;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing;
 pub(crate) mod link;

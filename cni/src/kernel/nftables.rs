@@ -17,7 +17,7 @@ pub(crate) type NetfilterStep = Step<NetfilterMessage>;
 pub(super) const SUBSYSTEM: u8 = 10;
 
 /// A table, by family and name.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Table {
     pub(crate) family: u8,
     pub(crate) name: &'static str,

@@ -54,7 +54,7 @@ impl Owner {
         Self::parse(&element.comment).token == self.token
     }
 
-    fn parse(comment: &str) -> Self {
+    pub(super) fn parse(comment: &str) -> Self {
         let (token, text) = comment.split_once(' ').unwrap_or(("", comment));
         Self { token: token.to_owned(), text: text.to_owned() }
     }

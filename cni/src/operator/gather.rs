@@ -11,10 +11,10 @@ use std::{
 use keelson_host::HostRoot;
 use nix::sys::statvfs::{FsFlags, statvfs};
 
-use super::{OperatorError, Places, places::FoundNetwork};
+use super::{OperatorError, Places, elements::known_owners, places::FoundNetwork};
 use crate::{
     kernel::{
-        KernelError, RouteSocket, address,
+        KernelError, NetfilterSocket, RouteSocket, address, elements,
         link::{self, Link},
         netns::{Namespace, NamespaceError},
         nft_chains, route, shaping, sysctl,
@@ -35,6 +35,8 @@ const LINK_FILES: [&str; 4] =
 
 /// Looks at everything.
 pub(super) fn gather(places: &Places) -> Result<Snapshot, OperatorError> {
+    let mut netfilter = NetfilterSocket::open()?;
+    let earlier = elements::all(&mut netfilter)?;
     // Links before records: an ADD writes its record first, so a link of ours without one had none.
     let mut socket = RouteSocket::open()?;
     let host = interfaces(&mut socket)?;
@@ -57,6 +59,10 @@ pub(super) fn gather(places: &Places) -> Result<Snapshot, OperatorError> {
     let records = snapshot.networks.iter().flat_map(|network| &network.attachments);
     snapshot.rules_missing = rule_differences(records.map(|attachment| &attachment.record))?;
     snapshot.switches = switches(&snapshot);
+    snapshot.known_owners = known_owners(places)?;
+    // Those that are there before and after, as an ADD or DEL may have been at work in between.
+    snapshot.elements = elements::all(&mut netfilter)?;
+    snapshot.elements.retain(|element| earlier.contains(element));
     Ok(snapshot)
 }
 

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::{
     OperatorError, Places,
+    elements::remove_orphans,
     gather::{is_here, links_without_record},
 };
 use crate::{
@@ -32,7 +33,7 @@ pub struct GcRequest {
 #[derive(Clone, Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Collected {
-    /// The network's name.
+    /// The network's name; `*` for what the networks share.
     pub network: String,
     /// Attachments that were freed, or in a dry run: would be.
     pub freed: Vec<GcEntry>,
@@ -40,7 +41,7 @@ pub struct Collected {
     pub skipped: Vec<GcEntry>,
     /// Attachments that could not be freed.
     pub failed: Vec<GcEntry>,
-    /// Links, files and directories that belonged to no attachment and are gone, or would be.
+    /// Links, files, directories and nftables elements that belonged to no attachment and are gone, or would be.
     pub removed: Vec<String>,
 }
 
@@ -91,6 +92,8 @@ pub fn gc(places: &Places, request: &GcRequest) -> Result<Vec<Collected>, Operat
     // Before the records: an ADD writes its record first, so a link of ours without one had none.
     let links = link::all(&mut host)?;
     let mut all = Vec::new();
+    let mut gone = Vec::new();
+    let mut is_all_here = true;
     for network in places.networks()? {
         let mut options = GcOptions {
             dry_run: request.dry_run,
@@ -100,6 +103,7 @@ pub fn gc(places: &Places, request: &GcRequest) -> Result<Vec<Collected>, Operat
         };
         let keys = network.store.keys()?;
         if request.containers.is_empty() && !is_here(&network, &links)? {
+            is_all_here = false;
             all.push(Collected::elsewhere(&network.name, &keys));
             continue;
         }
@@ -135,9 +139,17 @@ pub fn gc(places: &Places, request: &GcRequest) -> Result<Vec<Collected>, Operat
                     link::delete(&mut host, &name)?;
                 }
                 collected.removed.push(format!("link {name}"));
+                gone.push(name);
             }
         }
         all.push(collected);
+    }
+    // All networks have the same tables.
+    if request.containers.is_empty() && is_all_here {
+        let removed = remove_orphans(places, &gone, request.dry_run)?;
+        if !removed.is_empty() {
+            all.push(Collected { network: "*".to_owned(), removed, ..Collected::default() });
+        }
     }
     Ok(all)
 }

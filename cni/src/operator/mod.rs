@@ -4,6 +4,7 @@
 //! thread's network namespace, which has to be the host's.
 
 mod doctor;
+mod elements;
 mod gather;
 mod gc;
 mod list;

@@ -64,6 +64,14 @@ impl Places {
         &self.root
     }
 
+    /// Those that were not chosen, too; none where there is none.
+    pub(crate) fn all_networks(&self) -> Result<Vec<FoundNetwork>, OperatorError> {
+        match (Self { network: None, ..self.clone() }).networks() {
+            Err(OperatorError::NoNetwork(_)) => Ok(Vec::new()),
+            other => other,
+        }
+    }
+
     /// The networks with records, each once: two of the directories may be one by different ways.
     pub(crate) fn networks(&self) -> Result<Vec<FoundNetwork>, OperatorError> {
         let mut seen = Vec::new();

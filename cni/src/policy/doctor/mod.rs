@@ -4,6 +4,7 @@
 
 mod attachments;
 mod bridges;
+mod elements;
 mod firewall;
 mod node;
 mod stores;
@@ -17,11 +18,12 @@ use serde::Serialize;
 
 use crate::{
     config::invocation::AttachmentKey,
-    kernel::{link::Link, nft_chains::BaseChain, route::FoundRoute},
+    kernel::{elements::OwnedElement, link::Link, nft_chains::BaseChain, route::FoundRoute},
     store::Record,
 };
 
 pub(crate) use attachments::{examine_attachment, owner};
+pub(crate) use elements::KnownOwners;
 pub(crate) use firewall::missing_rules;
 
 /// How bad a finding is.
@@ -80,6 +82,10 @@ pub(crate) struct Snapshot {
     pub(crate) forward_chains: Vec<BaseChain>,
     /// What of the nftables table isn't there, of that which the records need.
     pub(crate) rules_missing: Vec<String>,
+    /// The elements of our nftables tables that have owners.
+    pub(crate) elements: Vec<OwnedElement>,
+    /// Who may be an owner.
+    pub(crate) known_owners: KnownOwners,
     /// The tables of the kernel's older iptables, which this process can't read.
     pub(crate) legacy_tables: Vec<String>,
     /// Switches below /proc/sys/net, by their path; one that the kernel doesn't have is not there.
@@ -213,6 +219,7 @@ pub(crate) fn examine(snapshot: &Snapshot) -> Vec<Finding> {
     findings.extend(attachments::orphans(snapshot));
     findings.extend(bridges::examine(snapshot));
     findings.extend(firewall::examine(snapshot));
+    findings.extend(elements::examine(snapshot));
     findings.extend(node::examine(snapshot));
     findings.extend(stores::examine(snapshot));
     findings.sort_by_key(|finding| finding.severity);

@@ -7,7 +7,7 @@ use crate::{
         invocation::{AttachmentKey, Pod},
         route::Route,
     },
-    kernel::bridge,
+    kernel::{bridge, ports::Owner},
     policy::naming,
     store::{AttachmentState, Kind, Lease, VERSION},
 };
@@ -327,6 +327,53 @@ fn rules() {
     broken(
         |node| drop(node.switches.remove("bridge/bridge-nf-call-iptables")),
         &[(Warning, "br-netfilter", "modprobe br_netfilter")],
+    );
+}
+
+#[test]
+fn elements_of_nobody() {
+    use Severity::Warning;
+    let owner = |token: &str, text: &str| Owner { token: token.to_owned(), text: text.to_owned() };
+    let known = |node: &mut Snapshot| {
+        let pods: Vec<Record> = node.attachments().map(|attachment| attachment.record.clone()).collect();
+        for record in &pods {
+            node.known_owners.add("net", &record.key, Some(record));
+        }
+    };
+    let gone = "kl0000000000000";
+    let host_port = "inet keelson ports4 { tcp . 8080 }";
+    let has = |node: &mut Snapshot, owner| {
+        known(node);
+        node.elements.push(OwnedElement::of(owner));
+    };
+    broken(|node| has(node, owner(gone, "x@eth0 ns/gone")), &[(Warning, "orphan-element", "keelson network gc")]);
+    broken(|node| has(node, owner(gone, "")), &[(Warning, "orphan-element", "keelson network gc")]);
+    // Of a chained call, whose store may be another than was found.
+    broken(
+        |node| has(node, owner("@net", "x@eth0 ns/gone")),
+        &[(Warning, "orphan-element", &format!("nft 'delete element {host_port}'"))],
+    );
+    // Known, of a network without records here, perhaps cut off, and other people's.
+    let link = record("a", "10.0.0.2/24").host_interface;
+    for (token, text) in [
+        (link.as_str(), "a@eth0 ns/pod-a"),
+        ("br", ""),
+        ("@net", "a@eth0 ns/pod-a"),
+        ("@other", "x@eth0 ns/x"),
+        ("@net", "x@eth"),
+        ("", "for the printer"),
+        ("for", "the printer"),
+    ] {
+        broken(|node| has(node, owner(token, text)), &[]);
+    }
+    // A record that can't be read has its link all the same, and one without a link lacks it for other reasons.
+    broken(
+        |node| {
+            let key = AttachmentKey { container_id: "torn".to_owned(), ifname: "eth0".to_owned() };
+            node.known_owners.add("net", &key, None);
+            has(node, owner(&naming::host_interface("net", &key), "torn@eth0 ns/torn"));
+        },
+        &[],
     );
 }
 
