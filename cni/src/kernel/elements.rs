@@ -5,7 +5,7 @@ use super::{
     address::from_octets,
     netlink::NetfilterSocket,
     nftables::{self, BRIDGE, Element, Table},
-    ports::Owner,
+    ports::{ELEMENTS_AT_ONCE, Owner},
     rules::{ADDRESSED_PORTS4, ADDRESSED_PORTS6, ALLOWED, CHECKED, LINKS, NAT, PORTS4, PORTS6, SPOOFING},
 };
 
@@ -45,7 +45,14 @@ pub(crate) fn remove(
 ) -> Result<(), KernelError> {
     nftables::update(socket, &mut |socket| {
         let chosen = choose(all(socket)?);
-        Ok(chosen.iter().map(|chosen| chosen.table.remove(chosen.set, std::slice::from_ref(&chosen.element))).collect())
+        let mut steps = Vec::new();
+        for of_set in chosen.chunk_by(|one, other| (one.table, one.set) == (other.table, other.set)) {
+            for some in of_set.chunks(ELEMENTS_AT_ONCE) {
+                let elements: Vec<Element> = some.iter().map(|chosen| chosen.element.clone()).collect();
+                steps.push(some[0].table.remove(some[0].set, &elements));
+            }
+        }
+        Ok(steps)
     })
 }
 

@@ -160,7 +160,7 @@ pub(crate) fn publish(
 
 /// How many elements a step has at most: an attribute holds 64 KiB, and each step is acknowledged, for which the socket
 /// has little room.
-const ELEMENTS_AT_ONCE: usize = 256;
+pub(super) const ELEMENTS_AT_ONCE: usize = 256;
 
 /// A step for all entries of a map, or several for very many.
 fn by_map(entries: &[&Entry], step: impl Fn(&'static str, &[Element]) -> NetfilterStep) -> Vec<NetfilterStep> {
