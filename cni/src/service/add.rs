@@ -86,13 +86,8 @@ pub(super) fn add(config: &NetworkConfig, call: &AttachmentCall) -> Result<Value
 }
 
 /// Gives up what nftables does for the attachment, removes its link, and with it everything in the container, and then its record.
-///
-/// A complete attachment's record first says that it no longer is: whoever finds it after a kill undoes the rest.
 pub(super) fn undo(store: &Store, host: &mut RouteSocket, record: &Record) -> Result<(), Failure> {
-    if record.state == AttachmentState::Active {
-        // It only matters after a kill; a full disk must not keep the link alive.
-        let _ = store.write(&Record { state: AttachmentState::Pending, ..record.clone() });
-    }
+    store.mark_pending(record);
     let _to_close = rules::end(record)?;
     if !record.host_interface.is_empty() {
         link::delete(host, &record.host_interface)?;

@@ -24,7 +24,14 @@ pub(super) fn add(config: &NetworkConfig, call: &AttachmentCall) -> Result<Value
     let _lock = store.lock_attachment(&call.key)?;
     store.sweep_attachment(&call.key)?;
     let record = match store.read(&call.key)? {
-        Some(record) => record,
+        Some(mut record) => {
+            if record.state == AttachmentState::Pending {
+                // A DEL was killed before it gave anything back.
+                record.state = AttachmentState::Active;
+                store.write(&record)?;
+            }
+            record
+        }
         None => {
             // Nothing is made beside the record: written, it is complete.
             let request = Request::from(&attachment);

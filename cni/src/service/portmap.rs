@@ -95,6 +95,7 @@ pub(super) fn check(config: &NetworkConfig, call: &AttachmentCall) -> Result<(),
 }
 
 fn undo(store: &Store, record: &Record) -> Result<(), Failure> {
+    store.mark_pending(record);
     rules::end(record)?;
     Ok(store.release(record)?)
 }

@@ -204,6 +204,15 @@ impl Store {
         write_json(&self.record_path(&record.key), record)
     }
 
+    /// Says that a complete attachment no longer is, before anything of it is undone: whoever finds the record after a
+    /// kill undoes the rest.
+    pub(crate) fn mark_pending(&self, record: &Record) {
+        if record.state == AttachmentState::Active {
+            // It only matters after a kill; a full disk must not keep the attachment alive.
+            let _ = self.write(&Record { state: AttachmentState::Pending, ..record.clone() });
+        }
+    }
+
     /// Removes what a killed process left of the attachment's record; the caller holds its lock, so nobody writes it.
     pub(crate) fn sweep_attachment(&self, key: &AttachmentKey) -> Result<(), StoreError> {
         let _phase = calls::phase("store");
