@@ -28,7 +28,16 @@ pub(super) fn del(config: &NetworkConfig, call: &AttachmentCall) -> Result<(), F
         other => other?,
     };
     // Not before the lock is ours: an ADD that is still at work would get its addresses after they were returned.
-    let returned = Delegate::of(config).and_then(|delegate| delegate.map_or(Ok(()), |delegate| delegate.delete()));
+    let returned = Delegate::of(config).and_then(|delegate| match delegate {
+        None => Ok(()),
+        Some(delegate) => {
+            // Whoever comes after a kill must not take an attachment for whole whose addresses were returned.
+            if let Ok(Some(record)) = store.read(&call.key) {
+                store.mark_pending(&record);
+            }
+            delegate.delete()
+        }
+    });
     if let Err(error) = returned {
         // The record stays for the next try to return the addresses; but the container loses its network.
         delete_links(&mut host, &config.name, &call.key)?;

@@ -191,7 +191,7 @@ impl Collected {
             Err(reason) => self.report.skipped.push(entry(reason)),
             Ok(reason) if look.options.dry_run => self.report.freed.push(entry(reason)),
             Ok(reason) => match look
-                .give_back(found.as_ref().ok().and_then(Option::as_ref))
+                .give_back(store, found.as_ref().ok().and_then(Option::as_ref))
                 .and_then(|()| detach_locked(store, host, network, key))
             {
                 Ok(()) => self.report.freed.push(entry(reason)),
@@ -223,9 +223,13 @@ impl Look<'_> {
     }
 
     /// Returns addresses that are another plugin's to it.
-    fn give_back(&self, record: Option<&Record>) -> Result<(), Failure> {
+    fn give_back(&self, store: &Store, record: Option<&Record>) -> Result<(), Failure> {
         match (self.delegate, record.filter(|record| record.ipam_plugin.is_some())) {
-            (Some(delegate), Some(record)) => Ok(delegate.delete_other(&record.key)?),
+            (Some(delegate), Some(record)) => {
+                // As DEL does: without its addresses it is no longer whole.
+                store.mark_pending(record);
+                Ok(delegate.delete_other(&record.key)?)
+            }
             _ => Ok(()),
         }
     }
