@@ -13,8 +13,11 @@ use std::{
     thread,
 };
 
-use common::{Answer, Node, call_environment, feed, ip};
-use keelson_testkit::{Netns, Tool, go_version, is_root, skip_unless};
+use common::{
+    Answer, Node, call_environment, feed, ip,
+    kill::{Victim, can_trace},
+};
+use keelson_testkit::{Netns, Tool, go_version, is_root, missing, skip_unless};
 use serde_json::{Value, json};
 
 const VERSIONS: [&str; 7] = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
@@ -291,4 +294,24 @@ fn status_asks_the_delegated_plugin_and_misses_one_that_is_gone() {
     call(&node, "STATUS", "", Path::new(""), &config).silent();
     config["ipam"]["type"] = json!("no-such-plugin");
     assert_eq!(call(&node, "STATUS", "", Path::new(""), &config).code(), 50);
+}
+
+#[test]
+fn a_call_that_is_killed_anywhere_leaves_nothing_with_either_plugin() {
+    skip_unless!(is_root(), "needs root");
+    skip_unless!(can_trace(), "needs the right to trace processes");
+    skip_unless!(missing(&["nft"]).is_empty(), "needs nft");
+    skip_unless!(go_version().is_ok(), "needs Go to build the reference plugins");
+    let node = Node::new();
+    let pod = Netns::new().unwrap();
+    let config = ours(&node, "1.1.0");
+    let program = plugins(&node).join("keelson-cni");
+    Victim::called(&program, &node, &pod, &config).die_everywhere();
+    assert_eq!(reserved(&node), Vec::<String>::new());
+    // Each address can still be given.
+    let pods: Vec<Netns> = (0..5).map(|_| Netns::new().unwrap()).collect();
+    for (index, pod) in pods.iter().enumerate() {
+        added(&node, &format!("c{index}"), pod, &config);
+    }
+    assert_eq!(reserved(&node).len(), 10);
 }

@@ -9,6 +9,8 @@ pub(crate) mod guest;
 
 pub(crate) mod reference;
 
+pub(crate) mod kill;
+
 use std::{
     io::Write,
     net::IpAddr,
