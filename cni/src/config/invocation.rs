@@ -226,6 +226,27 @@ mod tests {
         assert_eq!(parse_args("").unwrap(), CniArgs::default());
     }
 
+    #[test]
+    fn each_key_of_args_is_known() {
+        let args = parse_args("IP=10.0.0.2;MAC=02:00:00:00:00:01;K8S_POD_INFRA_CONTAINER_ID=x").unwrap();
+        assert_eq!((args.ip.as_deref(), args.mac.as_deref()), (Some("10.0.0.2"), Some("02:00:00:00:00:01")));
+        assert_eq!(parse_args("IP=;MAC=;IgnoreUnknown=0;IgnoreUnknown=False").unwrap(), CniArgs::default());
+        assert!(parse_args("IgnoreUnknown=true;IgnoreUnknown=false;FOO=bar").is_err());
+    }
+
+    #[test]
+    fn commands_are_spelled_as_they_are_read() {
+        let belongings = [("CNI_CONTAINERID", "a"), ("CNI_NETNS", "/n"), ("CNI_IFNAME", "eth0"), ("CNI_PATH", "/p")];
+        for text in ["ADD", "DEL", "CHECK", "GC", "STATUS", "VERSION"] {
+            let pairs = [&belongings[..], &[("CNI_COMMAND", text)]].concat();
+            let (Some(Invocation::Attachment(command, _)) | Some(Invocation::Network(command))) = call(&pairs).unwrap()
+            else {
+                panic!("{text} is no command");
+            };
+            assert_eq!(command.to_string(), text);
+        }
+    }
+
     proptest! {
         #[test]
         fn no_args_panic(text in "\\PC*") {

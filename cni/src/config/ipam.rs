@@ -147,3 +147,43 @@ pub(crate) fn requested_addresses(
     }
     Ok(addresses)
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn pool(ipam: Value, version: SpecVersion) -> Result<Pool, ConfigError> {
+        let top = Map::from_iter([("ipam".to_owned(), ipam)]);
+        Pool::parse(&Fields::top(&top), version, &CniArgs::default())
+    }
+
+    #[test]
+    fn empty_texts_are_as_if_left_out() {
+        let ipam = json!({"subnet": "10.1.2.0/24", "rangeStart": "", "rangeEnd": "10.1.2.9", "resolvConf": ""});
+        let pool = pool(ipam, SpecVersion::NEWEST).unwrap();
+        assert_eq!(pool.sets[0].0[0].last.to_string(), "10.1.2.9");
+        assert_eq!(pool.sets[0].0[0].first.to_string(), "10.1.2.1");
+    }
+
+    #[test]
+    fn a_bad_range_is_named_with_its_path() {
+        let ipam = json!({"ranges": [[{"subnet": "10.1.2.0/24"}], [{"subnet": "fd00::/64", "rangeEnd": "fd01::1"}]]});
+        let error = pool(ipam, SpecVersion::NEWEST).unwrap_err().to_string();
+        assert!(error.contains(" ipam.ranges[1][0].rangeEnd: \"fd01::1\""), "{error}");
+    }
+
+    #[test]
+    fn old_versions_have_one_set_of_each_family() {
+        let ranges = |subnets: [&str; 2]| json!({"ranges": subnets.map(|subnet| json!([{"subnet": subnet}]))});
+        for (subnets, fits) in [
+            (["10.1.2.0/24", "fd00::/64"], true),
+            (["10.1.2.0/24", "10.1.3.0/24"], false),
+            (["fd00::/64", "fd01::/64"], false),
+        ] {
+            assert_eq!(pool(ranges(subnets), SpecVersion::V0_2_0).is_ok(), fits, "{subnets:?}");
+            assert!(pool(ranges(subnets), SpecVersion::V0_3_0).is_ok(), "{subnets:?}");
+        }
+    }
+}

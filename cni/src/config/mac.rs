@@ -48,6 +48,7 @@ mod tests {
 
     #[test]
     fn a_link_local_address_follows_the_ethernet_address() {
+        assert_eq!(Mac([0x6e, 0, 0, 0, 0, 1]).link_local().to_string(), "fe80::6c00:ff:fe00:1/64");
         assert_eq!(Mac([0x34, 0x56, 0x78, 0x9a, 0xbc, 0xde]).link_local().to_string(), "fe80::3656:78ff:fe9a:bcde/64");
     }
 

@@ -60,11 +60,21 @@ mod tests {
 
     #[test]
     fn identifiers_follow_the_spec() {
-        for good in ["a", "0f3", "kube-pod_1.x"] {
+        for good in ["a", "0f3", "kube-pod_1.x", &"x".repeat(200)] {
             assert_eq!(identifier_fault(good), None, "{good}");
         }
         for bad in ["", "-a", ".", "..", "a/b", "../a", "a b", "é", "a\n", &"x".repeat(201)] {
             assert!(identifier_fault(bad).is_some(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_plugins_name_is_no_path() {
+        for good in ["host-local", "a.b", "..."] {
+            assert_eq!(plugin_name_fault(good), None, "{good}");
+        }
+        for bad in [".", "..", "a/b", "/bin/sh", "../x"] {
+            assert!(plugin_name_fault(bad).is_some(), "{bad}");
         }
     }
 

@@ -164,6 +164,26 @@ mod tests {
     }
 
     #[test]
+    fn a_mapping_is_of_its_addresss_family_or_of_both() {
+        let mapping = |address: Option<&str>| PortMapping {
+            protocol: Protocol::Tcp,
+            host_ip: address.map(|text| text.parse().unwrap()),
+            host_port: 80,
+            container_port: 80,
+        };
+        for (address, families) in [(None, [true, true]), (Some("0.0.0.0"), [true, false]), (Some("::"), [false, true])]
+        {
+            assert_eq!([true, false].map(|is_ipv4| mapping(address).is_of(is_ipv4)), families, "{address:?}");
+        }
+    }
+
+    #[test]
+    fn protocols_have_their_assigned_numbers() {
+        // IANA's list of assigned internet protocol numbers.
+        assert_eq!(Protocol::ALL.map(Protocol::number), [6, 17, 132]);
+    }
+
+    #[test]
     fn what_is_wrong_is_named() {
         for (list, wanted) in [
             (json!([{"hostPort": 70000, "containerPort": 80}]), "portMappings[0].hostPort: \"70000\" is not a port"),
@@ -187,6 +207,7 @@ mod tests {
             parse(&json!([entry(one), entry(other)])).is_err()
         };
         assert!(twice("", "") && twice("", "192.0.2.1") && twice("192.0.2.1", "0.0.0.0") && twice("::", ""));
+        assert!(twice("192.0.2.1", "192.0.2.1") && twice("0.0.0.0", "192.0.2.1"));
         assert!(!twice("192.0.2.1", "192.0.2.2") && !twice("::", "0.0.0.0") && !twice("::", "192.0.2.1"));
     }
 }

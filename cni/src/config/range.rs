@@ -244,6 +244,9 @@ mod tests {
             ("10.1.2.1".parse().unwrap(), "10.1.2.2".parse::<IpAddr>().unwrap())
         );
         assert_eq!(whole.size(), 253);
+        for gateway in ["10.1.2.1", "10.1.2.254"] {
+            assert_eq!(range("10.1.2.0/24", "10.1.2.40", "10.1.2.50", gateway).unwrap().size(), 11);
+        }
         let half = range("10.1.2.0/25", "", "", "").unwrap();
         assert_eq!(
             [half.first, half.last, half.gateway].map(|own| own.to_string()),

@@ -354,6 +354,11 @@ mod tests {
         let both = sample().followed_by(sample());
         let indices: Vec<_> = both.addresses.iter().map(|address| address.interface.unwrap()).collect();
         assert_eq!((both.interfaces.len(), indices), (6, vec![2, 2, 5, 5]));
+        // The name service of the last one that has any.
+        let dns = Dns { domain: Some("cluster.local".to_owned()), ..Dns::default() };
+        let named = CniResult { dns: dns.clone(), ..sample() };
+        assert_eq!(named.clone().followed_by(sample()).dns, dns);
+        assert_eq!(sample().followed_by(named).dns, dns);
     }
 
     #[test]

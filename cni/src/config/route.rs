@@ -135,3 +135,25 @@ pub(crate) fn parse_route(route: &Fields<'_>) -> Result<Route, Problem> {
         scope,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::range::{Range, RangeText};
+
+    #[test]
+    fn a_gateway_is_in_a_range_or_behind_an_earlier_route_on_the_link() {
+        let text = RangeText { subnet: "10.1.0.0/24".to_owned(), ..RangeText::default() };
+        let sets = [RangeSet(vec![Range::new("", "", &text).unwrap()])];
+        let by =
+            |gateway: &str| Route { gw: Some(gateway.parse().unwrap()), ..Route::to("10.9.0.0/16".parse().unwrap()) };
+        let link = |address: &str| Route::on_link(address.parse().unwrap());
+        let fits = |routes: &[Route]| check_routes(routes, &sets).is_ok();
+        assert!(fits(&[by("10.1.0.7")]));
+        assert!(fits(&[link("192.0.2.1"), by("192.0.2.1")]));
+        assert!(!fits(&[by("192.0.2.1")]));
+        assert!(!fits(&[by("192.0.2.1"), link("192.0.2.1")]));
+        assert!(!fits(&[link("192.0.2.2"), by("192.0.2.1")]));
+        assert!(!fits(&[Route::to("192.0.2.0/24".parse().unwrap()), by("192.0.2.1")]));
+    }
+}

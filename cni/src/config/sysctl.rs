@@ -157,12 +157,12 @@ mod tests {
 
     #[test]
     fn what_args_ask_for_wins() {
-        let top = json!({"sysctl": {"net.ipv4.a": "1", "net.ipv4.b": "1"}});
-        let args = json!({"sysctl": {"net.ipv4.b": "2"}});
+        let top = json!({"sysctl": {"net.ipv4.a": "1", "net.ipv4.b": "2"}});
+        let args = json!({"sysctl": {"net.ipv4.b": "3"}});
         let found =
             parse(&Fields::top(top.as_object().unwrap()), Some(&Fields::below("args.cni", args.as_object().unwrap())));
         let values: Vec<String> = found.unwrap().into_iter().map(|switch| switch.value).collect();
-        assert_eq!(values, ["1", "2"]);
+        assert_eq!(values, ["1", "3"]);
     }
 
     #[test]
@@ -180,5 +180,7 @@ mod tests {
         assert!(error.contains("allowlist.conf:2: \"(net)\" is a regular expression of a kind"), "{error}");
         fs::write(&file, "").unwrap();
         assert!(check("net.core.somaxconn").is_err(), "an empty list allows nothing");
+        let error = check_allowed(["net.core.somaxconn"].into_iter(), directory.path()).unwrap_err().to_string();
+        assert!(error.contains("can't be read"), "{error}");
     }
 }

@@ -99,6 +99,7 @@ mod tests {
         assert_eq!(read(&json!({"vlan": 4094, "preserveDefaultVlan": true})), vlans(4094, &[], false));
         // A trunk alone has the default VLAN's frames without a tag.
         assert_eq!(read(&json!({"vlanTrunk": [{"minID": 10, "maxID": 12}]})), vlans(1, &[(10, 12)], false));
+        assert_eq!(read(&json!({"vlanTrunk": [{"minID": 9, "maxID": 9}]})), vlans(1, &[(9, 9)], false));
         assert_eq!(read(&json!({"vlanTrunk": [{"id": 15}]})), vlans(1, &[(15, 15)], false));
         let both = json!({"vlan": 7, "vlanTrunk": [{"id": 101}, {"id": 5, "minID": 200, "maxID": 210}]});
         assert_eq!(read(&both), vlans(7, &[(101, 101), (5, 5), (200, 210)], true));

@@ -290,6 +290,49 @@ mod tests {
         assert_eq!(pick(&set, &mut cursor, &mut model).unwrap(), Some(given[0]));
     }
 
+    #[test]
+    fn a_queue_that_is_just_not_long_waits_for_the_fresh_addresses() {
+        let set = set(&["10.0.0.0/8"]);
+        let mut model = Model::default();
+        let mut cursor = Cursor::default();
+        for _ in 0..LONG_QUEUE {
+            let given = pick(&set, &mut cursor, &mut model).unwrap().unwrap();
+            model.take(given);
+            model.release(given, &mut cursor);
+        }
+        model.now += COOLDOWN;
+        assert_eq!(cursor.tail - cursor.head, LONG_QUEUE);
+        assert_eq!(pick(&set, &mut cursor, &mut model).unwrap(), set.0[0].after(model.queue[&(LONG_QUEUE - 1)]));
+    }
+
+    #[test]
+    fn each_entry_of_the_queue_is_read_once() {
+        let set = set(&["10.0.0.0/29"]);
+        let mut model = Model::default();
+        let mut cursor = Cursor { last: Some(set.0[0].last), head: 7, tail: 7 };
+        for last in [2, 3] {
+            model.release(address(&format!("10.0.0.{last}")), &mut cursor);
+        }
+        // Somebody lost the mark of the first one's release.
+        model.released.remove(&address("10.0.0.2"));
+        for (last, head) in [(2, 8), (3, 9)] {
+            assert_eq!(pick(&set, &mut cursor, &mut model).unwrap(), Some(address(&format!("10.0.0.{last}"))));
+            assert_eq!(cursor.head, head);
+        }
+    }
+
+    #[test]
+    fn of_the_addresses_that_cool_outside_the_queue_the_longest_released_is_given() {
+        let set = set(&["10.0.0.0/29"]);
+        let mut model = Model::default();
+        for (last, since) in [(2, 3), (3, 1), (4, 1), (5, 2), (6, 3)] {
+            model.released.insert(address(&format!("10.0.0.{last}")), (0, Duration::from_secs(since)));
+        }
+        model.now = Duration::from_secs(4);
+        let mut cursor = Cursor { last: Some(set.0[0].last), head: 1, tail: 1 };
+        assert_eq!(pick(&set, &mut cursor, &mut model).unwrap(), Some(address("10.0.0.3")));
+    }
+
     #[derive(Clone, Debug)]
     enum Action {
         Add {

@@ -88,7 +88,17 @@ mod tests {
         // A running Pod's link is found by this name after an upgrade: a changed value breaks its DEL.
         assert_eq!(host_interface("keelson", &key("0f3c", "eth0")), "kl3ef4eba660ee7");
         assert_eq!(shaping_interface("keelson", &key("0f3c", "eth0")), "ksb3f9a333140f5");
+        assert_eq!(gateway_port("kl0.7"), "kge57b0b00e1354");
         assert_eq!(container_mac(Some("10.88.0.5".parse().unwrap()), "x").to_string(), "6a:6c:0a:58:00:05");
+    }
+
+    #[test]
+    fn an_attachments_own_link_is_told_by_its_name() {
+        assert!(is_own_link(&host_interface("keelson", &key("0f3c", "eth0"))));
+        assert!(is_own_link(&shaping_interface("keelson", &key("0f3c", "eth0"))));
+        for other in ["kl0", "kl3ef4eba660ee", "kl3ef4eba660ee70", "kl3ef4eba660eeg", "kg3ef4eba660ee7", "eth0"] {
+            assert!(!is_own_link(other), "{other}");
+        }
     }
 
     #[test]

@@ -62,8 +62,12 @@ mod tests {
 
     #[test]
     fn each_table_has_what_its_address_reaches() {
-        let leases =
-            [lease("10.1.0.2/24", Some("10.1.0.1")), lease("10.2.0.2/24", None), lease("fd00::2/64", Some("fd00::1"))];
+        let leases = [
+            lease("10.1.0.2/24", Some("10.1.0.1")),
+            lease("10.2.0.2/24", None),
+            lease("fd00::2/64", Some("fd00::1")),
+            lease("10.3.0.2/24", None),
+        ];
         let routes = [
             route("10.9.0.0/16", Some("10.1.0.7"), None),
             route("0.0.0.0/0", Some("10.2.0.1"), Some(254)),
@@ -78,7 +82,7 @@ mod tests {
             route("fd09::/64", None, Some(102)),
             route("::/0", Some("fd00::1"), Some(102)),
         ];
-        assert_eq!(moved(&routes, &leases, &[100, 101, 102]), expected);
+        assert_eq!(moved(&routes, &leases, &[100, 101, 102, 103]), expected);
     }
 
     #[test]
