@@ -6,6 +6,8 @@ mod attachments;
 mod bridges;
 mod elements;
 mod firewall;
+#[cfg(test)]
+mod generated;
 mod node;
 mod stores;
 #[cfg(test)]

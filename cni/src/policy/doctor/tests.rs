@@ -8,13 +8,13 @@ use crate::{
         route::Route,
     },
     kernel::{bridge, ports::Owner},
-    policy::naming,
+    policy::{naming, needs},
     store::{AttachmentState, Kind, Lease, VERSION},
 };
 
 const BOOT: &str = "786e34df-2b17-43ec-a752-2a9c03c61333";
 
-fn record(id: &str, address: &str) -> Record {
+pub(super) fn record(id: &str, address: &str) -> Record {
     let key = AttachmentKey { container_id: id.to_owned(), ifname: "eth0".to_owned() };
     let host_interface = naming::host_interface("net", &key);
     let address: IpNet = address.parse().unwrap();
@@ -58,12 +58,12 @@ fn record(id: &str, address: &str) -> Record {
     }
 }
 
-fn link(index: u32, name: &str, mac: &str) -> Link {
+pub(super) fn link(index: u32, name: &str, mac: &str) -> Link {
     let mac = mac.split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
     Link { index, name: name.to_owned(), mac, mtu: 1500, up: true, running: true, ..Link::default() }
 }
 
-fn route(dst: &str, gateway: Option<&str>, link: u32) -> FoundRoute {
+pub(super) fn route(dst: &str, gateway: Option<&str>, link: u32) -> FoundRoute {
     let gateway = gateway.map(|text| text.parse().unwrap());
     FoundRoute { dst: dst.parse().unwrap(), gateway, link: Some(link), table: 254 }
 }
@@ -73,21 +73,19 @@ fn inside(record: &Record) -> Interfaces {
     Interfaces {
         links: vec![link(2, "eth0", &record.container_mac)],
         addresses: record.addresses.iter().map(|lease| (2, lease.address)).collect(),
-        routes: record
-            .routes
-            .iter()
+        routes: needs::container_routes(record)
             .map(|wanted| FoundRoute { dst: wanted.dst, gateway: wanted.gw, link: Some(2), table: wanted.table() })
             .collect(),
     }
 }
 
-fn attachment(record: Record) -> AttachmentFacts {
+pub(super) fn attachment(record: Record) -> AttachmentFacts {
     let namespace = NamespaceFacts::Entered(inside(&record));
     AttachmentFacts { record, namespace, shaping_differences: Vec::new(), missing_source_rules: Vec::new() }
 }
 
 /// A node with two Pods on which nothing is wrong.
-fn healthy() -> Snapshot {
+pub(super) fn healthy() -> Snapshot {
     let records = [record("a", "10.0.0.2/24"), record("b", "10.0.0.3/24")];
     let mut host = Interfaces::default();
     let mut up = link(1, "up0", "02:00:00:00:00:01");
