@@ -287,8 +287,7 @@ fn an_unreadable_record_leaves_no_port() {
     let left = elements(&node).join(" ");
     assert!(!left.contains("torn") && left.contains("other@eth0"), "{left}");
     let checked = nft(&node.host, &["list", "set", "bridge", "keelson", "checked"]);
-    // The other's alone, whose name nft doesn't print: each name is in quotes.
-    assert_eq!(checked.matches('"').count(), 2, "{checked}");
+    assert_eq!(checked.matches('"').count(), 2, "the other's alone: {checked}");
 }
 
 #[test]

@@ -37,6 +37,9 @@ pub(crate) struct Type {
     pub(crate) length: u32,
 }
 
+/// nft's number for the type of a link's name.
+pub(super) const LINK_NAME: u32 = 41;
+
 /// A set, or with `data` a map.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Set {
@@ -284,6 +287,11 @@ impl Table {
             self.named().text(2, set.name).number(3, flags).number(4, set.key.number).number(5, set.key.length);
         if let Some(data) = set.data {
             attributes = attributes.number(6, data.number).number(7, data.length);
+        }
+        if set.key.number == LINK_NAME {
+            // libnftnl's user data: type (0 is the key's byte order), length, value (1 is the host's). nft reads names
+            // as numbers of that order, and prints them as empty without.
+            attributes = attributes.bytes(13, &[&[0, 4], &1u32.to_ne_bytes()[..]].concat());
         }
         self.step(format!("create the nftables set {}", set.name), 9, &attributes.number(10, id), NLM_F_CREATE)
     }

@@ -257,7 +257,7 @@ const IPV6_ADDRESS: Type = Type { number: 8, length: 16 };
 const ETHERNET: Type = Type { number: 9, length: 6 };
 const PROTOCOL: Type = Type { number: 12, length: 1 };
 const SERVICE: Type = Type { number: 13, length: 2 };
-const LINK_NAME: Type = Type { number: 41, length: 16 };
+const LINK_NAME: Type = Type { number: nftables::LINK_NAME, length: 16 };
 const PORT: Type = PROTOCOL.and(SERVICE);
 
 impl Type {
