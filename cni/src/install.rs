@@ -11,7 +11,6 @@ use serde_json::{Value, json};
 use crate::{
     config::{NetworkMode, NetworkSettings},
     kernel::{KernelError, NetfilterSocket, RouteSocket, bridge, masquerade, spoofing},
-    service,
     store::{Store, StoreError},
 };
 
@@ -138,21 +137,6 @@ fn conflist_text(settings: &NetworkSettings) -> Vec<u8> {
         "plugins": [plugin],
     });
     format!("{list:#}\n").into_bytes()
-}
-
-/// The nftables rules of running Pods could not be brought back.
-#[derive(Debug, thiserror::Error)]
-#[error("failed to restore the nftables rules: {0}")]
-pub struct RestoreError(String);
-
-/// Brings back what somebody removed of the nftables tables, for all Pods of all networks with records below `data_dir`.
-/// Must be called in the host's network namespace.
-///
-/// # Errors
-///
-/// [`RestoreError`] if the kernel refuses it or a record can't be read.
-pub fn restore_rules(data_dir: &Path) -> Result<(), RestoreError> {
-    service::restore(data_dir).map_err(|failure| RestoreError(failure.one_line()))
 }
 
 /// What [`uninstall`] left, if anything.

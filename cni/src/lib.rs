@@ -21,7 +21,5 @@ mod store;
 pub use calls::{Call, Phase, last_calls};
 pub use codes::{ERROR_CODES, ErrorCode, explain};
 pub use config::{NetworkMode, NetworkSection, NetworkSettings};
-pub use install::{
-    InstallError, Installed, RestoreError, UninstallError, Uninstalled, install, restore_rules, uninstall,
-};
+pub use install::{InstallError, Installed, UninstallError, Uninstalled, install, uninstall};
 pub use service::{GcEntry, GcError, GcOptions, GcReport, collect_garbage, run};

@@ -14,6 +14,8 @@ use common::{
     reference::VERSIONS,
     traffic::{talk, world},
 };
+use keelson_cni::operator::{Places, restore};
+use keelson_host::HostRoot;
 use keelson_testkit::{Netns, is_root, missing, scenario, skip_unless};
 use serde_json::{Value, json};
 
@@ -115,8 +117,28 @@ fn what_was_flushed_comes_back_for_every_pod() {
     let answer = node.call("CHECK", "first", Some(pods[0].path()), &check);
     let details = answer.json()["details"].as_str().unwrap().to_owned();
     assert!(details.contains("the host port tcp/8081 does not lead") && !details.contains("8080"), "{details}");
-    node.host.run(|| keelson_cni::restore_rules(&node.data_dir()).unwrap());
+    let mut places = Places::of_node(&HostRoot::system(), None);
+    places.add(node.data_dir());
+    node.host.run(|| restore(&places, None).unwrap());
     assert_eq!(ruleset(&node), whole);
+}
+
+#[test]
+fn nft_prints_the_names_of_links() {
+    skip_unless!(is_root(), "needs root");
+    skip_unless!(missing(&["nft"]).is_empty(), "needs nft");
+    let node = Node::new();
+    let pod = Netns::new().unwrap();
+    let mut config = with_ports(&node.config(), &[8080]);
+    config["macspoofchk"] = json!(true);
+    let result = node.add("c", &pod, &config);
+    let (host_end, mac) =
+        (result["interfaces"][1]["name"].as_str().unwrap(), result["interfaces"][2]["mac"].as_str().unwrap());
+    assert!(nft(&node.host, &["list", "table", "inet", "keelson"]).contains("elements = { \"kt0\" }"));
+    let bridge = nft(&node.host, &["list", "table", "bridge", "keelson"]);
+    for elements in [format!("\"{host_end}\""), format!("\"{host_end}\" . {mac}")] {
+        assert!(bridge.contains(&format!("elements = {{ {elements} }}")), "{elements}: {bridge}");
+    }
 }
 
 #[test]
