@@ -33,8 +33,21 @@ pub(crate) fn check(socket: &mut NetfilterSocket, link: &str, mac: &[u8]) -> Res
     }
 }
 
-/// Ends the check; what is gone is no error.
-pub(crate) fn release(socket: &mut NetfilterSocket, link: &str) -> Result<(), KernelError> {
+/// Ends the check of `link` for `mac`; what is gone is no error.
+pub(crate) fn release(socket: &mut NetfilterSocket, link: &str, mac: &[u8]) -> Result<(), KernelError> {
+    let (checked, allowed) = elements(link, mac);
+    nftables::update(socket, &mut |socket| {
+        let mut steps = Vec::new();
+        for (set, key) in [(CHECKED, &checked.key), (ALLOWED, &allowed.key)] {
+            let found = SPOOFING.table.find(socket, set, key)?;
+            steps.extend(found.map(|found| SPOOFING.table.remove(set, &[found])));
+        }
+        Ok(steps)
+    })
+}
+
+/// Ends the check of `link`, for whatever address; it looks at those of all links.
+pub(crate) fn release_all(socket: &mut NetfilterSocket, link: &str) -> Result<(), KernelError> {
     let key = link_key(link);
     nftables::update(socket, &mut |socket| {
         let mut steps = Vec::new();

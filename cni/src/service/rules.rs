@@ -93,7 +93,11 @@ pub(super) fn end(record: &Record) -> Result<Option<NetfilterSocket>, Failure> {
     }
     let mut socket = NetfilterSocket::open()?;
     if record.spoof_check {
-        spoofing::release(&mut socket, &record.host_interface)?;
+        match mac_of(record) {
+            // An ADD that was killed may have come to know it without writing it down.
+            mac if mac.is_empty() => spoofing::release_all(&mut socket, &record.host_interface)?,
+            mac => spoofing::release(&mut socket, &record.host_interface, &mac)?,
+        }
     }
     let Some(publication) = publication(record) else { return Ok(Some(socket)) };
     ports::withdraw(&mut socket, &publication)?;
@@ -108,7 +112,7 @@ pub(super) fn end(record: &Record) -> Result<Option<NetfilterSocket>, Failure> {
 /// Ends what [`start`] may have started for an attachment whose record can't be read, by the name of its link alone.
 pub(super) fn end_unknown(host_interface: &str) -> Result<(), KernelError> {
     let mut socket = NetfilterSocket::open()?;
-    spoofing::release(&mut socket, host_interface)?;
+    spoofing::release_all(&mut socket, host_interface)?;
     ports::withdraw_all(&mut socket, host_interface)
 }
 
