@@ -285,6 +285,41 @@ fn gc_asks_the_delegated_plugin_to_keep_what_ours_keeps() {
     assert!(directory.join("asked-DEL").exists());
 }
 
+/// Not a plugin of anybody's: it gives an address, and takes it back only when a file says so.
+const KEEPER: &str = r#"#!/bin/sh
+cat > /dev/null
+case $CNI_COMMAND in
+ADD) echo '{"cniVersion": "1.1.0", "ips": [{"address": "10.77.0.9/24", "gateway": "10.77.0.1"}]}' ;;
+DEL) [ -e "$(dirname "$0")/open" ] || { echo '{"code": 11, "msg": "come back later"}'; exit 1; } ;;
+esac
+"#;
+
+#[test]
+fn a_del_that_the_delegated_plugin_refuses_takes_the_network_and_can_be_repeated() {
+    skip_unless!(is_root(), "needs root");
+    let node = Node::new();
+    let pod = Netns::new().unwrap();
+    let directory = node.directory.path().join("bin");
+    fs::create_dir(&directory).unwrap();
+    symlink(env!("CARGO_BIN_EXE_keelson-cni"), directory.join("keelson-cni")).unwrap();
+    fs::write(directory.join("keeper"), KEEPER).unwrap();
+    fs::set_permissions(directory.join("keeper"), fs::Permissions::from_mode(0o755)).unwrap();
+    let mut config = ours(&node, "1.1.0");
+    config["ipam"] = json!({"type": "keeper"});
+    added(&node, "c", &pod, &config);
+    let mut gc = config.clone();
+    gc["cni.dev/valid-attachments"] = json!([]);
+    for (verb, config) in [("DEL", &config), ("GC", &gc)] {
+        let answer = call(&node, verb, "c", Path::new(""), config);
+        assert_eq!(answer.code(), 11, "{answer:?}");
+        assert!(!ip(&pod, &["link"]).contains("eth0"));
+        assert_eq!(node.records(), ["c@eth0"]);
+    }
+    fs::write(directory.join("open"), "").unwrap();
+    call(&node, "DEL", "c", Path::new(""), &config).silent();
+    assert_eq!(node.records(), Vec::<String>::new());
+}
+
 #[test]
 fn status_asks_the_delegated_plugin_and_misses_one_that_is_gone() {
     skip_unless!(is_root(), "needs root");

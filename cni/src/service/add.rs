@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::{
     check,
-    delegate::{Delegate, DelegateError},
+    delegate::{Delegate, DelegateError, delete_by},
     heal, rules, source_routing,
     wire::{Wire, Wired, gateway_link, masqueraded},
 };
@@ -85,8 +85,17 @@ pub(super) fn add(config: &NetworkConfig, call: &AttachmentCall) -> Result<Value
     }
 }
 
-/// Gives up what nftables does for the attachment, removes its link, and with it everything in the container, and then its record.
-pub(super) fn undo(store: &Store, host: &mut RouteSocket, record: &Record) -> Result<(), Failure> {
+/// Gives up what nftables does for the attachment, removes its link, and with it everything in the container, and then
+/// its record. Before that `give_back` returns addresses that are another plugin's: if it can't, the container has lost its
+/// network all the same, and the record stays for the next try.
+///
+/// A complete attachment's record first says that it no longer is: whoever finds it after a kill undoes the rest.
+pub(super) fn undo(
+    store: &Store,
+    host: &mut RouteSocket,
+    record: &Record,
+    give_back: impl FnOnce() -> Result<(), Failure>,
+) -> Result<(), Failure> {
     store.mark_pending(record);
     let _to_close = rules::end(record)?;
     if !record.host_interface.is_empty() {
@@ -96,6 +105,7 @@ pub(super) fn undo(store: &Store, host: &mut RouteSocket, record: &Record) -> Re
         link::delete(host, name)?;
     }
     source_routing::undo(record)?;
+    give_back()?;
     store.release(record)?;
     Ok(())
 }
@@ -109,10 +119,18 @@ impl Addition<'_> {
         }
         let ours = naming::host_interface(&self.config.name, &self.call.key);
         let ifname = &self.call.key.ifname;
-        if link::find(&mut self.wire.inside, ifname)?.is_some() && link::find(&mut self.wire.host, &ours)?.is_none() {
+        if link::find(&mut self.wire.inside, ifname)?.is_some()
+            && link::find(&mut self.wire.host, &ours)?.is_none()
+            && !self.is_repeated()?
+        {
             return Err(Failure::InterfaceExists { ifname: ifname.clone(), peer: ours });
         }
         rules::refuse_listened_ports(&self.attachment.ports)
+    }
+
+    /// Whether there is a record of the attachment: one that was imported has a link with a name of another plugin's.
+    fn is_repeated(&self) -> Result<bool, Failure> {
+        Ok(Store::new(&self.config.data_dir, &self.config.name)?.read(&self.call.key)?.is_some())
     }
 
     fn new_record(&self, store: &Store) -> Record {
@@ -221,10 +239,7 @@ impl Addition<'_> {
 
     /// Undoes what the record says, and returns the addresses to the plugin that they came from.
     fn roll_back(&mut self, store: &Store, delegate: Option<&Delegate<'_>>, record: &Record) -> Result<(), Failure> {
-        if let Some(delegate) = delegate {
-            delegate.delete()?;
-        }
-        undo(store, &mut self.wire.host, record)
+        undo(store, &mut self.wire.host, record, || delete_by(delegate, Some(record)))
     }
 
     /// Answers an ADD of an attachment that is complete: with the same result if all of it is still there.

@@ -1,6 +1,10 @@
 //! DEL: detach a container from the network.
 
-use super::{add::undo, delegate::Delegate, rules};
+use super::{
+    add::undo,
+    delegate::{Delegate, delete_by},
+    rules,
+};
 use crate::{
     config::{
         invocation::{AttachmentCall, AttachmentKey},
@@ -9,7 +13,7 @@ use crate::{
     error::Failure,
     kernel::{RouteSocket, link},
     policy::naming,
-    store::{Store, StoreError},
+    store::{Record, Store, StoreError},
 };
 
 /// Removes what ADD made, by the record: the namespace may be gone, empty, or another container's by now, so nothing is
@@ -28,39 +32,28 @@ pub(super) fn del(config: &NetworkConfig, call: &AttachmentCall) -> Result<(), F
         other => other?,
     };
     // Not before the lock is ours: an ADD that is still at work would get its addresses after they were returned.
-    let returned = Delegate::of(config).and_then(|delegate| match delegate {
-        None => Ok(()),
-        Some(delegate) => {
-            // Whoever comes after a kill must not take an attachment for whole whose addresses were returned.
-            if let Ok(Some(record)) = store.read(&call.key) {
-                store.mark_pending(&record);
-            }
-            delegate.delete()
-        }
-    });
-    if let Err(error) = returned {
-        // The record stays for the next try to return the addresses; but the container loses its network.
-        delete_links(&mut host, &config.name, &call.key)?;
-        return Err(error.into());
-    }
-    detach_locked(&store, &mut host, &config.name, &call.key)
+    detach_locked(&store, &mut host, &config.name, &call.key, |record| {
+        delete_by(Delegate::of(config)?.as_ref(), record)
+    })
 }
 
-/// Undoes one attachment whose lock the caller holds.
+/// Undoes one attachment whose lock the caller holds; `give_back` returns addresses that are another plugin's.
 pub(super) fn detach_locked(
     store: &Store,
     host: &mut RouteSocket,
     network: &str,
     key: &AttachmentKey,
+    give_back: impl FnOnce(Option<&Record>) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
     let detached = match store.read(key) {
-        Ok(Some(record)) => undo(store, host, &record),
+        Ok(Some(record)) => undo(store, host, &record, || give_back(Some(&record))),
         found => {
             // Without a readable record the names still follow from the attachment.
             if found.is_err() {
                 rules::end_unknown(&naming::host_interface(network, key))?;
             }
             delete_links(host, network, key)?;
+            give_back(None)?;
             match found {
                 Err(StoreError::Corrupt { .. }) => store.discard(key).map_err(Failure::from),
                 other => other.map(drop).map_err(Failure::from),

@@ -11,7 +11,12 @@ use std::{
 use keelson_host::Problem;
 use serde_json::Value;
 
-use crate::config::{invocation::AttachmentKey, network::NetworkConfig, result::CniResult};
+use crate::{
+    calls,
+    config::{invocation::AttachmentKey, network::NetworkConfig, result::CniResult},
+    error::Failure,
+    store::Record,
+};
 
 /// Why a delegated plugin did not do its part.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +39,22 @@ pub(super) struct Delegate<'a> {
     plugin: &'a str,
     path: PathBuf,
     config: &'a NetworkConfig,
+}
+
+/// Returns the addresses of the attachment that this call is about to the plugin that gave them.
+///
+/// Where the config names no plugin any more, nobody can be asked: what `record` says is told.
+pub(super) fn delete_by(delegate: Option<&Delegate<'_>>, record: Option<&Record>) -> Result<(), Failure> {
+    match (delegate, record.and_then(|record| record.ipam_plugin.as_ref())) {
+        (Some(delegate), _) => Ok(delegate.delete()?),
+        (None, Some(plugin)) => {
+            calls::note(format!(
+                "the config no longer names the plugin {plugin}: the addresses were not returned to it"
+            ));
+            Ok(())
+        }
+        (None, None) => Ok(()),
+    }
 }
 
 impl<'a> Delegate<'a> {

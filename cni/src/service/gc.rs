@@ -101,7 +101,11 @@ pub(super) fn gc(config: &NetworkConfig) -> Result<(), Failure> {
     let valid = valid.into_iter().map(|key| (key.container_id, key.ifname)).collect();
     let store = Store::new(&config.data_dir, &config.name)?;
     let options = GcOptions { valid: Some(valid), ..GcOptions::default() };
-    let delegate = Delegate::of(config)?;
+    // One that can't be executed keeps only its own addresses.
+    let (delegate, missing) = match Delegate::of(config) {
+        Ok(delegate) => (delegate, None),
+        Err(error) => (None, Some(error)),
+    };
     let mut collected = collect(&store, &config.name, &options, delegate.as_ref())?;
     for entry in &collected.report.skipped {
         calls::note(format!("GC left {} alone: {}", entry.owner, entry.reason));
@@ -112,6 +116,7 @@ pub(super) fn gc(config: &NetworkConfig) -> Result<(), Failure> {
         let kept: Vec<AttachmentKey> = collected.report.skipped.iter().map(key).collect();
         collected.failures.extend(delegate.collect_garbage(&kept).err().map(Failure::from));
     }
+    collected.failures.extend(missing.map(Failure::from));
     match collected.failures.len() {
         0 => Ok(()),
         1 => Err(collected.failures.swap_remove(0)),
@@ -190,10 +195,7 @@ impl Collected {
         match verdict {
             Err(reason) => self.report.skipped.push(entry(reason)),
             Ok(reason) if look.options.dry_run => self.report.freed.push(entry(reason)),
-            Ok(reason) => match look
-                .give_back(store, found.as_ref().ok().and_then(Option::as_ref))
-                .and_then(|()| detach_locked(store, host, network, key))
-            {
+            Ok(reason) => match detach_locked(store, host, network, key, |record| look.give_back(record)) {
                 Ok(()) => self.report.freed.push(entry(reason)),
                 Err(failure) => {
                     self.report.failed.push(entry(failure.one_line()));
@@ -223,13 +225,9 @@ impl Look<'_> {
     }
 
     /// Returns addresses that are another plugin's to it.
-    fn give_back(&self, store: &Store, record: Option<&Record>) -> Result<(), Failure> {
+    fn give_back(&self, record: Option<&Record>) -> Result<(), Failure> {
         match (self.delegate, record.filter(|record| record.ipam_plugin.is_some())) {
-            (Some(delegate), Some(record)) => {
-                // As DEL does: without its addresses it is no longer whole.
-                store.mark_pending(record);
-                Ok(delegate.delete_other(&record.key)?)
-            }
+            (Some(delegate), Some(record)) => Ok(delegate.delete_other(&record.key)?),
             _ => Ok(()),
         }
     }

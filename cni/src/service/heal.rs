@@ -88,7 +88,7 @@ fn free_if_stale(store: &Store, host: &mut RouteSocket, key: &AttachmentKey) -> 
     let Some(record) = store.read(key)? else { return Ok(false) };
     let exists = link::find(host, &record.host_interface)?.is_some();
     match life(&record, |_| exists) {
-        Life::Stale => undo(store, host, &record).map(|()| true),
+        Life::Stale => undo(store, host, &record, || Ok(())).map(|()| true),
         _ => Ok(false),
     }
 }
