@@ -57,20 +57,46 @@ impl Inhabited {
         if self.found.contains_key(&identity) { Some(true) } else { (!self.is_incomplete).then_some(false) }
     }
 
-    /// The veth ends in them, each with its own index and its peer's; `None` if not all can be seen.
-    pub(crate) fn veth_ends(&self) -> Option<Vec<(u32, u32)>> {
+    /// The veth ends in them.
+    fn veth_ends(&self) -> Result<Vec<(u32, u32)>, NamespaceError> {
         let mut ends = Vec::new();
         for path in self.found.values() {
             let namespace = match Namespace::open(path) {
                 Ok(namespace) => namespace,
                 Err(NamespaceError::Own { .. }) => continue,
-                Err(_) => return None,
+                Err(error) => return Err(error),
             };
-            let links = link::all(&mut namespace.route_socket().ok()?).ok()?;
+            let links = link::all(&mut namespace.route_socket()?)?;
             ends.extend(links.iter().filter_map(|link| Some((link.index, link.peer?))));
         }
-        (!self.is_incomplete).then_some(ends)
+        Ok(ends)
     }
+}
+
+/// How often processes are looked at anew because one has ended meanwhile.
+const LOOKS: usize = 20;
+
+/// The veth ends in the namespaces of all processes that `proc` shows, each with its own index and its peer's; `None` if
+/// not all can be seen.
+pub(crate) fn inhabited_veth_ends(proc: &Path) -> Option<Vec<(u32, u32)>> {
+    for _ in 0..LOOKS {
+        let inhabited = inhabited(proc);
+        if inhabited.is_incomplete {
+            return None;
+        }
+        match inhabited.veth_ends() {
+            Ok(ends) => return Some(ends),
+            // Others may live where the one that was found has ended.
+            Err(NamespaceError::Open { source, .. }) if has_ended(&source) => {}
+            Err(_) => return None,
+        }
+    }
+    None
+}
+
+/// Whether a file below /proc can't be read because its process has ended.
+fn has_ended(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
 }
 
 /// Looks at every process that `proc` shows.
@@ -93,7 +119,7 @@ pub(crate) fn inhabited(proc: &Path) -> Inhabited {
         match fs::metadata(&path) {
             Ok(found) => drop(inhabited.found.insert(identity(&found), path)),
             // A process that has ended is in none.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => {}
+            Err(error) if has_ended(&error) => {}
             Err(_) => inhabited.is_incomplete = true,
         }
     }

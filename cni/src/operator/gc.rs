@@ -65,7 +65,7 @@ impl Collected {
 /// Those of `lost` whose container has no processes. Its record may be gone, or lie where nobody looked, as in the
 /// `dataDir` that the network had before: its Pod runs on.
 fn without_processes(lost: &[String], links: &[Link], places: &Places) -> Vec<String> {
-    let Some(ends) = netns::inhabited(&places.root().join("/proc")).veth_ends() else { return Vec::new() };
+    let Some(ends) = netns::inhabited_veth_ends(&places.root().join("/proc")) else { return Vec::new() };
     // Each end names the other by its index; that of a pair elsewhere would have to agree in both.
     let lives = |link: &Link| ends.iter().any(|(own, peer)| *peer == link.index && link.peer == Some(*own));
     links.iter().filter(|link| lost.contains(&link.name) && !lives(link)).map(|link| link.name.clone()).collect()
