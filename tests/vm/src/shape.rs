@@ -79,6 +79,7 @@ pub const SHAPES: &[Shape] = &[Shape {
             without: &[
                 ("kernel_kill", "thousands of traced processes take an hour under emulation"),
                 ("killed_", "hundreds of traced processes take an hour under emulation"),
+                ("after_a_storm", "emulated, the last of 200 calls at once gives up waiting for the network's lock"),
             ],
         }),
         Step::Run(cni_phase("vm_reboot", "pods_run_before_the_reboot")),
