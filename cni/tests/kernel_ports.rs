@@ -273,6 +273,26 @@ fn a_taken_port_is_refused_with_its_owner() {
 }
 
 #[test]
+fn what_comes_back_are_the_ports_that_nobody_else_got() {
+    skip_unless!(is_root(), "needs root");
+    skip_unless!(missing(&["nft"]).is_empty(), "needs nft");
+    let node = Node::new();
+    let config = node.config();
+    let pods = [Netns::new().unwrap(), Netns::new().unwrap(), Netns::new().unwrap()];
+    node.add("old", &pods[0], &with_ports(&config, &["tcp/0.0.0.0:8080:80", "tcp/0.0.0.0:9090:80"]));
+    for port in ["8080", "9090"] {
+        nft(&node.host, &["delete", "element", "inet", "keelson", "ports4", &format!("{{ tcp . {port} }}")]);
+    }
+    node.add("new", &pods[1], &with_ports(&config, &["tcp/192.0.2.1:8080:80"]));
+    // The rules alone: the next ADD brings back what belongs to them.
+    nft(&node.host, &["flush", "table", "inet", "keelson"]);
+    node.add("late", &pods[2], &config);
+    let [one, other] = &elements(&node)[..] else { panic!("{:?}", elements(&node)) };
+    assert!(one.contains("tcp . 9090") && one.contains("old@eth0"), "{one}");
+    assert!(other.contains("192.0.2.1 . tcp . 8080") && other.contains("new@eth0"), "{other}");
+}
+
+#[test]
 fn an_unreadable_record_leaves_no_port() {
     skip_unless!(is_root(), "needs root");
     let node = Node::new();

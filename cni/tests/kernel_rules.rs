@@ -10,7 +10,9 @@ use std::{
 };
 
 use common::{
-    Node, ip, nft,
+    Node, ip,
+    kill::{Run, can_trace, run_until},
+    nft,
     reference::VERSIONS,
     traffic::{talk, world},
 };
@@ -121,6 +123,30 @@ fn what_was_flushed_comes_back_for_every_pod() {
     places.add(node.data_dir());
     node.host.run(|| restore(&places, None).unwrap());
     assert_eq!(ruleset(&node), whole);
+}
+
+#[test]
+fn an_add_that_is_killed_while_it_brings_them_back_leaves_that_to_the_next() {
+    skip_unless!(is_root(), "needs root");
+    skip_unless!(missing(&["nft"]).is_empty(), "needs nft");
+    skip_unless!(can_trace(), "needs the right to trace processes");
+    let node = Node::new();
+    let [pod, late] = [Netns::new().unwrap(), Netns::new().unwrap()];
+    let config = node.config();
+    node.add("c", &pod, &with_ports(&config, &[8080]));
+    let whole = ruleset(&node);
+    let mut killed = 0;
+    // What there is to interrupt is longer than a step.
+    for point in (1..).step_by(5) {
+        nft(&node.host, &["flush", "ruleset"]);
+        let command = node.command("ADD", "late", Some(late.path()));
+        let Run::Killed(call) = run_until(command, config.to_string().as_bytes(), point) else { break };
+        killed += 1;
+        node.add("late", &late, &config);
+        assert_eq!(ruleset(&node), whole, "killed at {point} (system call {call})");
+        node.call("DEL", "late", Some(late.path()), &config).silent();
+    }
+    assert!(killed > 20, "{killed}");
 }
 
 #[test]

@@ -130,7 +130,7 @@ impl Entry {
     }
 }
 
-/// Publishes all ports or none.
+/// Publishes all ports or none: of one that is taken, not even those that were there before stay.
 ///
 /// A port that leads elsewhere is taken, and so is one on all addresses if somebody has it on one of them, or the other
 /// way round; unless `is_gone` says of the owner that there is no such attachment any more.
@@ -155,7 +155,17 @@ pub(crate) fn publish(
             is_free
         }
     };
-    if is_free { Ok(()) } else { take_over(socket, publication, &entries, is_gone) }
+    let taken = if is_free { None } else { settle(socket, publication, &entries, is_gone, Wanted::All)? };
+    taken.map_or(Ok(()), Err)
+}
+
+/// Publishes the ports that nobody else has by now.
+pub(crate) fn restore(
+    socket: &mut NetfilterSocket,
+    publication: &Publication<'_>,
+    is_gone: &mut dyn FnMut(&Owner) -> Result<bool, KernelError>,
+) -> Result<(), KernelError> {
+    settle(socket, publication, &publication.entries(), is_gone, Wanted::Free).map(drop)
 }
 
 /// How many elements a step has at most: an attribute holds 64 KiB, and each step is acknowledged, for which the socket
@@ -173,39 +183,63 @@ fn by_map(entries: &[&Entry], step: impl Fn(&'static str, &[Element]) -> Netfilt
     steps
 }
 
-/// Publishes what is missing in place of what nobody owns any more.
-fn take_over(
+/// Which ports are published if one of them is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wanted {
+    /// All or none.
+    All,
+    /// Those that are free.
+    Free,
+}
+
+/// Publishes what is missing in place of what nobody owns any more, and withdraws what may not be there; tells of the
+/// first port that is taken.
+fn settle(
     socket: &mut NetfilterSocket,
     publication: &Publication<'_>,
     entries: &[Entry],
     is_gone: &mut dyn FnMut(&Owner) -> Result<bool, KernelError>,
-) -> Result<(), PublishError> {
+    wanted: Wanted,
+) -> Result<Option<PublishError>, KernelError> {
     let mut taken = None;
     nftables::update(socket, &mut |socket| {
-        let link = Element { key: link_key(publication.link), ..Element::default() };
-        let mut steps = vec![NAT.table.add(LINKS, &[link])];
-        let mut missing = Vec::new();
+        taken = None;
+        let (mut published, mut missing, mut beaten, mut gone) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for entry in entries {
-            let own = NAT.table.find(socket, entry.map, &entry.element.key)?;
-            let is_there = own.as_ref() == Some(&entry.element);
-            let others = own.filter(|_| !is_there).map(|element| (entry.map, element)).into_iter();
+            let found = NAT.table.find(socket, entry.map, &entry.element.key)?;
+            let is_there = found.as_ref() == Some(&entry.element);
+            let others = found.filter(|_| !is_there).map(|element| (entry.map, element)).into_iter();
             let rivals = entry.rivals(socket)?.into_iter().map(|element| (entry.rival_map, element));
-            for (map, element) in others.chain(rivals) {
-                let owner = Owner::parse(&element.comment);
+            let mut is_free = true;
+            for other in others.chain(rivals) {
+                let owner = Owner::parse(&other.1.comment);
                 if !is_gone(&owner)? {
-                    taken = Some(PublishError::Taken { port: entry.port.clone(), holder: owner.text });
-                    return Ok(Vec::new());
+                    is_free = false;
+                    taken.get_or_insert(PublishError::Taken { port: entry.port.clone(), holder: owner.text });
+                } else if !gone.contains(&other) {
+                    gone.push(other);
                 }
-                steps.push(NAT.table.remove(map, &[element]));
             }
-            if !is_there {
-                missing.push(entry);
+            match (is_there, is_free) {
+                (true, true) => published.push(entry),
+                (true, false) => beaten.push(entry),
+                (false, true) => missing.push(entry),
+                (false, false) => {}
             }
         }
+        let remove = |map, elements: &[Element]| NAT.table.remove(map, elements);
+        if taken.is_some() && wanted == Wanted::All {
+            beaten.append(&mut published);
+            return Ok(by_map(&beaten, remove));
+        }
+        let link = Element { key: link_key(publication.link), ..Element::default() };
+        let mut steps = vec![NAT.table.add(LINKS, &[link])];
+        steps.extend(gone.into_iter().map(|(map, element)| NAT.table.remove(map, &[element])));
+        steps.extend(by_map(&beaten, remove));
         steps.extend(by_map(&missing, |map, elements| NAT.table.add_new(map, elements)));
         Ok(steps)
     })?;
-    taken.map_or(Ok(()), Err)
+    Ok(taken)
 }
 
 /// Removes the ports that lead to the attachment; what is gone, or leads elsewhere by now, is left alone.
@@ -267,7 +301,60 @@ pub(crate) fn differences(
 
 #[cfg(test)]
 mod tests {
+    use keelson_testkit::{Netns, is_root, skip_unless};
+
     use super::*;
+    use crate::config::ports::Protocol;
+
+    fn mappings(ports: &[(&str, u16)]) -> Vec<PortMapping> {
+        let mapping = |(address, host_port): &(&str, u16)| PortMapping {
+            protocol: Protocol::Tcp,
+            host_ip: address.parse().ok(),
+            host_port: *host_port,
+            container_port: 80,
+        };
+        ports.iter().map(mapping).collect()
+    }
+
+    fn publication<'a>(token: &str, ports: &'a [PortMapping]) -> Publication<'a> {
+        let owner = Owner { token: token.to_owned(), text: "somebody".to_owned() };
+        let addresses = vec!["10.0.0.2".parse().unwrap()];
+        Publication { ports, addresses, link: "br0", owns_link: false, owner }
+    }
+
+    fn tokens(socket: &mut NetfilterSocket, map: &str) -> Vec<String> {
+        let found = NAT.table.list(socket, map).unwrap();
+        let mut tokens: Vec<String> = found.iter().map(|element| Owner::parse(&element.comment).token).collect();
+        tokens.sort();
+        tokens
+    }
+
+    #[test]
+    fn of_two_in_both_maps_who_comes_second_has_nothing() {
+        skip_unless!(is_root(), "needs root to make a network namespace");
+        let namespace = Netns::new().unwrap();
+        namespace.run(|| {
+            let mut socket = NetfilterSocket::open().unwrap();
+            NAT.ensure(&mut socket).unwrap();
+            let (one, two) = (mappings(&[("192.0.2.1", 8080)]), mappings(&[("", 8080), ("", 9090)]));
+            publish(&mut socket, &publication("one", &one), &mut |_| Ok(false)).unwrap();
+            let two = publication("two", &two);
+            let refused = publish(&mut socket, &two, &mut |_| Ok(false));
+            assert!(matches!(refused, Err(PublishError::Taken { .. })), "{refused:?}");
+            assert_eq!(
+                (tokens(&mut socket, ADDRESSED_PORTS4), tokens(&mut socket, PORTS4)),
+                (vec!["one".to_owned()], vec![])
+            );
+            // The free one of the two, as often as it is asked for.
+            for _ in 0..2 {
+                restore(&mut socket, &two, &mut |_| Ok(false)).unwrap();
+                assert_eq!(tokens(&mut socket, PORTS4), ["two"]);
+                assert!(NAT.table.find(&mut socket, PORTS4, &two.entries()[1].element.key).unwrap().is_some());
+            }
+            publish(&mut socket, &two, &mut |owner| Ok(owner.token == "one")).unwrap();
+            assert_eq!((tokens(&mut socket, ADDRESSED_PORTS4), tokens(&mut socket, PORTS4).len()), (vec![], 2));
+        });
+    }
 
     #[test]
     fn an_owners_comment_is_short_and_can_be_read_back() {

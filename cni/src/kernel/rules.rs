@@ -197,6 +197,7 @@ pub(crate) const NAT: Layout = Layout {
             ],
         ),
     ],
+    last: Some("output"),
 };
 
 /// The table of the bridge family: which Ethernet addresses may come out of a container.
@@ -218,6 +219,7 @@ pub(crate) const SPOOFING: Layout = Layout {
             E::Drop,
         ],
     )],
+    last: None,
 };
 
 /// Subnets whose Pods are masqueraded.
@@ -291,22 +293,38 @@ pub(crate) struct Layout {
     chains: &'static [Chain],
     /// Each with its chain, in the chain's order.
     rules: &'static [(&'static str, &'static [E])],
+    /// The chain whose rules are made after the elements of all attachments are there: whoever is killed before that
+    /// leaves a table that is seen to be incomplete.
+    last: Option<&'static str>,
 }
 
 impl Layout {
-    /// The steps that make what is missing and every rule anew, and leave the elements alone.
+    /// The steps that make what is missing and every rule anew but those of the last chain, and leave the elements alone.
     pub(crate) fn build(&self) -> Vec<NetfilterStep> {
         let mut steps = vec![self.table.create()];
         steps.extend((1..).zip(self.sets).map(|(id, set)| self.table.create_set(set, id)));
         for chain in self.chains {
             steps.push(self.table.create_chain(chain));
-            steps.push(self.table.flush_chain(chain.name));
+            if Some(chain.name) != self.last {
+                steps.extend(self.fill(chain.name));
+            }
         }
-        steps.extend(self.rules.iter().map(|(chain, expressions)| self.table.add_rule(chain, expressions)));
         steps
     }
 
-    /// Builds the table unless it is complete; tells whether it had to.
+    /// The steps that make all rules of a chain anew.
+    fn fill(&self, chain: &'static str) -> impl Iterator<Item = NetfilterStep> {
+        let rules = self.rules.iter().filter(move |(name, _)| *name == chain);
+        let add = rules.map(move |(_, expressions)| self.table.add_rule(chain, expressions));
+        std::iter::once(self.table.flush_chain(chain)).chain(add)
+    }
+
+    /// Makes the rules of the last chain.
+    pub(crate) fn complete(&self, socket: &mut NetfilterSocket) -> Result<(), KernelError> {
+        nftables::commit(socket, self.last.into_iter().flat_map(|chain| self.fill(chain)).collect())
+    }
+
+    /// Builds the table unless it is complete; tells whether it had to. Then it still lacks the last chain's rules.
     pub(crate) fn ensure(&self, socket: &mut NetfilterSocket) -> Result<bool, KernelError> {
         if self.incomplete_chains(socket)?.is_empty() {
             return Ok(false);

@@ -5,7 +5,10 @@ use std::{fs, net::IpAddr, path::Path};
 use ipnet::IpNet;
 
 use crate::{
-    config::ports::{PortMapping, Protocol},
+    config::{
+        invocation::AttachmentKey,
+        ports::{PortMapping, Protocol},
+    },
     error::Failure,
     kernel::{
         KernelError, NetfilterSocket, RouteSocket, address, conntrack, link, listener, masquerade,
@@ -39,7 +42,7 @@ pub(crate) fn ensure(data_dir: &Path, record: &Record, masqueraded: &[IpNet]) ->
     }
     let mut socket = NetfilterSocket::open()?;
     if NAT.ensure(&mut socket)? {
-        restore_elements(&mut socket, data_dir)?;
+        restore_elements(&mut socket, data_dir, true)?;
     }
     if record.masquerade {
         masquerade::ensure(&mut socket, masqueraded)?;
@@ -53,8 +56,9 @@ pub(super) fn start(host: &mut RouteSocket, record: &Record) -> Result<(), Failu
         return Ok(());
     }
     let mut socket = NetfilterSocket::open()?;
-    start_with(&mut socket, host, record)?;
+    check_spoofing(&mut socket, record)?;
     let Some(publication) = publication(record) else { return Ok(()) };
+    ports::publish(&mut socket, &publication, &mut |owner| is_gone(host, owner))?;
     let is_local = |port: &PortMapping| port.is_of(true) && port.address().is_none_or(|address| address.is_loopback());
     if publication.addresses.iter().any(IpAddr::is_ipv4) && publication.ports.iter().any(is_local) {
         // Clients on the node itself may call 127.0.0.1. The rules keep others from it: they are there by now.
@@ -73,12 +77,9 @@ pub(super) fn start(host: &mut RouteSocket, record: &Record) -> Result<(), Failu
     Ok(())
 }
 
-fn start_with(socket: &mut NetfilterSocket, host: &mut RouteSocket, record: &Record) -> Result<(), Failure> {
+fn check_spoofing(socket: &mut NetfilterSocket, record: &Record) -> Result<(), KernelError> {
     if record.spoof_check {
         spoofing::check(socket, &record.host_interface, &mac_of(record))?;
-    }
-    if let Some(publication) = publication(record) {
-        ports::publish(socket, &publication, &mut |owner| is_gone(host, owner))?;
     }
     Ok(())
 }
@@ -172,46 +173,76 @@ pub(crate) fn all_differences<'a>(
 ///
 /// Where no attachment needs them, nothing is touched.
 pub(crate) fn restore(data_dir: &Path) -> Result<(), Failure> {
-    let mut socket = NetfilterSocket::open()?;
-    restore_elements(&mut socket, data_dir)
+    restore_elements(&mut NetfilterSocket::open()?, data_dir, false)
 }
 
-/// Starts every complete attachment of every network again; what is there stays.
-fn restore_elements(socket: &mut NetfilterSocket, data_dir: &Path) -> Result<(), Failure> {
-    let mut host = RouteSocket::open()?;
-    let mut is_built = false;
+/// Starts every complete attachment of every network again; what is there stays. `is_built` says whether the table is
+/// known to be there.
+///
+/// What one of them meets with keeps nothing from the others. The table is complete only after all were tried: when a
+/// kill comes in between, the next ADD does it again.
+fn restore_elements(socket: &mut NetfilterSocket, data_dir: &Path, is_built: bool) -> Result<(), Failure> {
+    let mut restoration = Restoration { socket, host: RouteSocket::open()?, is_built };
+    let mut failures = Vec::new();
     // What else lies there is somebody's that we don't know.
     let entries = fs::read_dir(data_dir).into_iter().flatten().flatten();
     let networks = entries.filter(|entry| Store::is_at(&entry.path()));
     for network in networks.filter_map(|entry| entry.file_name().into_string().ok()) {
-        let store = Store::new(data_dir, &network)?;
-        for key in store.keys()? {
-            // One that can't be read has nothing that could be restored; DEL tells of it.
-            let Ok(Some(record)) = store.read(&key) else { continue };
-            if record.state != AttachmentState::Active {
-                continue;
-            }
-            if !is_built && (record.masquerade || !record.ports.is_empty()) {
-                NAT.ensure(socket)?;
-                is_built = true;
-            }
-            if record.masquerade {
-                let subnets: Vec<IpNet> = record.addresses.iter().map(|lease| lease.address.trunc()).collect();
-                masquerade::ensure(socket, &subnets)?;
-            }
-            match start_with(socket, &mut host, &record) {
-                // Somebody else got the port in between: that attachment works, and CHECK of this one says so.
-                Ok(()) | Err(Failure::PortTaken { .. }) => {}
-                Err(failure) => return Err(failure),
-            }
-            // A DEL writes that it is at work before it ends anything. If it did so by now, it may have been too early
-            // to see what was started here.
-            if !matches!(store.read(&key), Ok(Some(now)) if now == record) {
-                end(&record)?;
-            }
+        let found = Store::new(data_dir, &network).and_then(|store| Ok((store.keys()?, store)));
+        match found {
+            Ok((keys, store)) => failures.extend(keys.iter().filter_map(|key| restoration.restore(&store, key).err())),
+            Err(error) => failures.push(error.into()),
         }
     }
-    Ok(())
+    if restoration.is_built {
+        NAT.complete(restoration.socket)?;
+    }
+    match failures.len() {
+        0 => Ok(()),
+        1 => Err(failures.remove(0)),
+        _ => Err(Failure::Several(failures)),
+    }
+}
+
+struct Restoration<'a> {
+    socket: &'a mut NetfilterSocket,
+    host: RouteSocket,
+    /// Whether the table is known to be there.
+    is_built: bool,
+}
+
+impl Restoration<'_> {
+    fn restore(&mut self, store: &Store, key: &AttachmentKey) -> Result<(), Failure> {
+        // One that can't be read has nothing that could be restored; DEL tells of it.
+        let Ok(Some(record)) = store.read(key) else { return Ok(()) };
+        if record.state != AttachmentState::Active {
+            return Ok(());
+        }
+        if !self.is_built && (record.masquerade || !record.ports.is_empty()) {
+            NAT.ensure(self.socket)?;
+            self.is_built = true;
+        }
+        self.start(&record)?;
+        // A DEL writes that it is at work before it ends anything. If it did so by now, it may have been too early
+        // to see what was started here.
+        if !matches!(store.read(key), Ok(Some(now)) if now == record) {
+            end(&record)?;
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, record: &Record) -> Result<(), KernelError> {
+        if record.masquerade {
+            let subnets: Vec<IpNet> = record.addresses.iter().map(|lease| lease.address.trunc()).collect();
+            masquerade::ensure(self.socket, &subnets)?;
+        }
+        check_spoofing(self.socket, record)?;
+        if let Some(publication) = publication(record) {
+            // A port that somebody else got in between stays theirs: that attachment works, and CHECK of this one says so.
+            ports::restore(self.socket, &publication, &mut |owner| is_gone(&mut self.host, owner))?;
+        }
+        Ok(())
+    }
 }
 
 /// The record's host ports; `None` without any, or without an address that they could lead to.
