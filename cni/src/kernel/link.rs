@@ -225,6 +225,16 @@ pub(crate) fn delete(socket: &mut RouteSocket, name: &str) -> Result<(), KernelE
     }
 }
 
+/// Removes this very link, and no other that got its name since; whether it was there.
+pub(crate) fn remove(socket: &mut RouteSocket, link: &Link) -> Result<bool, KernelError> {
+    let message = message(libc::RTM_DELLINK, link.index, State::Kept, &Attributes::new());
+    match socket.request(format!("delete the link {}", link.name), message, 0) {
+        Ok(_) => Ok(true),
+        Err(error) if error.errno() == Some(Errno::ENODEV) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use keelson_testkit::{Netns, is_root, skip_unless};
@@ -248,6 +258,25 @@ mod tests {
             });
             ip(&["link", "set", "two", "up"]);
             waiting.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn a_new_link_of_the_name_is_not_removed_for_the_old_one() {
+        skip_unless!(is_root(), "needs root to make a network namespace");
+        let namespace = Netns::new().unwrap();
+        let make = || {
+            let arguments = ["link", "add", "one", "type", "veth", "peer", "name", "two"];
+            assert!(namespace.command("ip").args(arguments).status().unwrap().success());
+        };
+        namespace.run(|| {
+            let mut socket = RouteSocket::open().unwrap();
+            make();
+            let old = find(&mut socket, "one").unwrap().unwrap();
+            assert!(remove(&mut socket, &old).unwrap());
+            make();
+            assert!(!remove(&mut socket, &old).unwrap());
+            assert!(find(&mut socket, "one").unwrap().is_some());
         });
     }
 

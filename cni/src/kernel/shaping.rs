@@ -9,6 +9,7 @@ use super::{
     attribute::{Attributes, attribute, native},
     link::{self, Link, State},
     message::RouteNetlinkMessage,
+    veth,
 };
 use crate::config::{
     bandwidth::{Bandwidth, Limit},
@@ -105,20 +106,36 @@ impl Bucket {
     }
 }
 
+/// The link that takes what the container sends.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ShapingLink<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) mac: Mac,
+    /// Tells whose it is when its record is lost.
+    pub(crate) alias: &'a str,
+}
+
 /// Shapes what passes the host's end of the pair. `shaping_link` is made where the container's sending is limited; it
 /// outlives the pair, and is removed by its name.
 pub(crate) fn create(
     socket: &mut RouteSocket,
     host_end: &Link,
     bandwidth: &Bandwidth,
-    shaping_link: Option<(&str, Mac)>,
+    shaping_link: Option<ShapingLink<'_>>,
 ) -> Result<(), KernelError> {
     let mut steps = Vec::new();
     if let Some(limit) = bandwidth.ingress {
         steps.push(bucket(host_end, limit));
     }
-    if let (Some(limit), Some((name, mac))) = (bandwidth.egress, shaping_link) {
+    if let (Some(limit), Some(ShapingLink { name, mac, alias })) = (bandwidth.egress, shaping_link) {
         let target = create_link(socket, name, mac, host_end.mtu)?;
+        // The creating message doesn't take it.
+        let alias = Attributes::new().text(libc::IFLA_IFALIAS, &veth::alias_of(alias));
+        steps.push(Step {
+            doing: format!("set the alias of {name}"),
+            message: link::message(libc::RTM_SETLINK, target.index, State::Kept, &alias),
+            flags: 0,
+        });
         // The bucket first: nothing passes by it.
         steps.push(bucket(&target, limit));
         steps.push(Step {
@@ -250,7 +267,8 @@ fn compare(socket: &mut RouteSocket, link: &Link, limit: Limit) -> Result<Option
         .then(|| format!("{} is not limited to {} bits a second", link.name, limit.rate)))
 }
 
-fn is_redirected(socket: &mut RouteSocket, from: &Link, to: &Link) -> Result<bool, KernelError> {
+/// Whether what `from` receives is sent out of `to`.
+pub(crate) fn is_redirected(socket: &mut RouteSocket, from: &Link, to: &Link) -> Result<bool, KernelError> {
     let fixed = fixed(from.index, 0, INGRESS_HANDLE, 0);
     let list = RouteNetlinkMessage::new(libc::RTM_GETTFILTER, &fixed, &Attributes::new());
     let answers = socket.dump("list the filters of a link", &list)?;

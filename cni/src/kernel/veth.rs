@@ -124,7 +124,7 @@ pub(crate) fn configure_host_end(
 }
 
 /// The part of `text` that an alias can hold, on one line: it comes from the runtime, and is shown on terminals.
-fn alias_of(text: &str) -> String {
+pub(super) fn alias_of(text: &str) -> String {
     let mut alias = String::new();
     for letter in text.chars().filter(|letter| !letter.is_control()) {
         if alias.len() + letter.len_utf8() > LONGEST_ALIAS {

@@ -149,19 +149,19 @@ pub(super) fn is_here(network: &FoundNetwork, links: &[Link]) -> Result<bool, St
     Ok(!expects_links)
 }
 
-/// The names of those of `links` that the network made and that belong to no attachment of it.
-pub(super) fn links_without_record(links: &[Link], network: &FoundNetwork) -> Result<Vec<String>, StoreError> {
+/// Those of `links` that the network made and that belong to no attachment of it.
+pub(super) fn links_without_record<'a>(links: &'a [Link], network: &FoundNetwork) -> Result<Vec<&'a Link>, StoreError> {
     let mut known = Vec::new();
     for key in network.store.keys()? {
         match network.store.read(&key) {
             Ok(record) => known.extend(record.into_iter().flat_map(|record| {
                 [Some(record.host_interface), record.shaping_interface].into_iter().flatten().collect::<Vec<_>>()
             })),
-            Err(_) => known.push(naming::host_interface(&network.name, &key)),
+            Err(_) => known.extend(naming::own_links(&network.name, &key)),
         }
     }
     let ours = links.iter().filter(|link| owner(link) == Some(network.name.as_str()) && !known.contains(&link.name));
-    Ok(ours.map(|link| link.name.clone()).collect())
+    Ok(ours.collect())
 }
 
 /// How full the network's range sets are.

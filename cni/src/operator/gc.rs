@@ -11,9 +11,9 @@ use crate::{
     GcEntry, GcOptions, collect_garbage,
     config::invocation::AttachmentKey,
     kernel::{
-        RouteSocket,
+        KernelError, RouteSocket,
         link::{self, Link},
-        netns,
+        netns, shaping,
     },
 };
 
@@ -64,11 +64,28 @@ impl Collected {
 
 /// Those of `lost` whose container has no processes. Its record may be gone, or lie where nobody looked, as in the
 /// `dataDir` that the network had before: its Pod runs on.
-fn without_processes(lost: &[String], links: &[Link], places: &Places) -> Vec<String> {
-    let Some(ends) = netns::inhabited_veth_ends(&places.root().join("/proc")) else { return Vec::new() };
+fn without_processes<'a>(
+    host: &mut RouteSocket,
+    lost: &[&'a Link],
+    links: &[Link],
+    places: &Places,
+) -> Result<Vec<&'a Link>, KernelError> {
+    let Some(ends) = netns::inhabited_veth_ends(&places.root().join("/proc")) else { return Ok(Vec::new()) };
     // Each end names the other by its index; that of a pair elsewhere would have to agree in both.
     let lives = |link: &Link| ends.iter().any(|(own, peer)| *peer == link.index && link.peer == Some(*own));
-    links.iter().filter(|link| lost.contains(&link.name) && !lives(link)).map(|link| link.name.clone()).collect()
+    let is_pair = |link: &Link| link.peer.is_some();
+    let mut doomed: Vec<&Link> = lost.iter().copied().filter(|link| is_pair(link) && !lives(link)).collect();
+    // One that shapes lives with the pair whose packets it takes.
+    for shaping in lost.iter().copied().filter(|link| !is_pair(link)) {
+        let mut is_used = false;
+        for pair in links.iter().filter(|link| is_pair(link) && !doomed.contains(link)) {
+            is_used |= shaping::is_redirected(host, pair, shaping)?;
+        }
+        if !is_used {
+            doomed.push(shaping);
+        }
+    }
+    Ok(doomed)
 }
 
 fn lost_link(name: &str) -> GcEntry {
@@ -129,17 +146,16 @@ pub fn gc(places: &Places, request: &GcRequest) -> Result<Vec<Collected>, Operat
                 network.store.remove_earlier_boots()?;
             }
             let lost = links_without_record(&links, &network)?;
-            let doomed = if lost.is_empty() { Vec::new() } else { without_processes(&lost, &links, places) };
-            for name in lost {
-                if !doomed.contains(&name) {
-                    collected.skipped.push(lost_link(&name));
-                    continue;
+            let doomed =
+                if lost.is_empty() { Vec::new() } else { without_processes(&mut host, &lost, &links, places)? };
+            for link in lost {
+                if !doomed.contains(&link) {
+                    collected.skipped.push(lost_link(&link.name));
+                // A DEL removed it since, and an ADD may have made another of its name.
+                } else if request.dry_run || link::remove(&mut host, link)? {
+                    collected.removed.push(format!("link {}", link.name));
+                    gone.push(link.name.clone());
                 }
-                if !request.dry_run {
-                    link::delete(&mut host, &name)?;
-                }
-                collected.removed.push(format!("link {name}"));
-                gone.push(name);
             }
         }
         all.push(collected);

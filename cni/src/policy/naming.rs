@@ -33,6 +33,11 @@ pub(crate) fn shaping_interface(network: &str, key: &AttachmentKey) -> String {
     format!("ks{:013x}", hash(&["shaping", network, &key.container_id, &key.ifname]) >> 12)
 }
 
+/// The names of the links on the host that the attachment may have for itself.
+pub(crate) fn own_links(network: &str, key: &AttachmentKey) -> [String; 2] {
+    [host_interface(network, key), shaping_interface(network, key)]
+}
+
 /// The name of the bridge's port that a VLAN's gateway, the link called `gateway`, is tied to.
 pub(crate) fn gateway_port(gateway: &str) -> String {
     format!("kg{:013x}", hash(&["gateway", gateway]) >> 12)

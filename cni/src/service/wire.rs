@@ -17,7 +17,9 @@ use crate::{
         announce, bridge,
         link::{self, Link},
         netns::Namespace,
-        route, shaping, source_rule, sysctl,
+        route,
+        shaping::{self, ShapingLink},
+        source_rule, sysctl,
         veth::{self, HostEnd, PortFlags, VethPair},
         vlan::{self, Gateway},
     },
@@ -82,7 +84,7 @@ impl Wire {
         if bridge.is_none() {
             self.route_to_container(record)?;
         }
-        self.shape(record)?;
+        self.shape(record, &alias)?;
         let container = self.configure_container_end(attachment, record)?;
         self.set_switches(&attachment.options.switches, &record.key.ifname)?;
         if !record.container_down {
@@ -228,10 +230,11 @@ impl Wire {
     }
 
     /// Limits the bandwidth while nothing passes yet.
-    fn shape(&mut self, record: &Record) -> Result<(), Failure> {
+    fn shape(&mut self, record: &Record, alias: &str) -> Result<(), Failure> {
         let Some(bandwidth) = record.bandwidth else { return Ok(()) };
         let host_end = self.find_host_end(&record.host_interface)?;
-        let link = record.shaping_interface.as_deref().map(|link| (link, naming::host_mac(link)));
+        let link = record.shaping_interface.as_deref();
+        let link = link.map(|name| ShapingLink { name, mac: naming::host_mac(name), alias });
         Ok(shaping::create(&mut self.host, &host_end, &bandwidth, link)?)
     }
 

@@ -210,7 +210,7 @@ pub(super) fn orphans(snapshot: &Snapshot) -> Vec<Finding> {
             known.extend(record.shaping_interface.clone());
         }
         // A record that can't be read still has its links.
-        known.extend(network.unreadable.iter().map(|(key, _)| naming::host_interface(&network.name, key)));
+        known.extend(network.unreadable.iter().flat_map(|(key, _)| naming::own_links(&network.name, key)));
     }
     let orphans = snapshot
         .host
