@@ -7,7 +7,7 @@ mod common;
 use std::{os::unix::process::CommandExt, path::Path, process::Command};
 
 use common::{Answer, Node, call_environment, feed, ip};
-use keelson_testkit::{Netns, Tool, go_version, is_root, skip_unless};
+use keelson_testkit::{Netns, Tool, is_root, skip_unless};
 use serde_json::{Value, json};
 
 const VERSIONS: [&str; 7] = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
@@ -34,7 +34,7 @@ fn is_up(pod: &Netns) -> bool {
 #[test]
 fn lo_is_up_between_add_and_del_in_every_version() {
     skip_unless!(is_root(), "needs root");
-    skip_unless!(go_version().is_ok(), "needs Go to build the reference plugins");
+    skip_unless!(Tool::CniPlugins.is_available(), "needs the reference plugins, or Go to build them");
     let node = Node::new();
     for version in VERSIONS {
         let pod = Netns::new().unwrap();

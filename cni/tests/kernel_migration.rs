@@ -4,11 +4,11 @@
 
 mod common;
 
-use std::{collections::BTreeMap, fs, path::PathBuf};
+use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
 
 use common::{Answer, Node, addresses, call_environment, feed, ip};
 use keelson_cni::migration::{Migration, MigrationOutcome, MigrationReport, export_host_local, import_host_local};
-use keelson_testkit::{Netns, Tool, go_version, is_root, skip_unless};
+use keelson_testkit::{Netns, Tool, is_root, skip_unless, wait_until};
 use serde_json::{Value, json};
 
 use MigrationOutcome::{AlreadyThere, Migrated, Removed, Skipped};
@@ -110,7 +110,7 @@ fn outcomes(report: &MigrationReport) -> BTreeMap<String, (MigrationOutcome, Str
 #[test]
 fn pods_of_the_reference_become_ours_without_being_touched() {
     skip_unless!(is_root(), "needs root");
-    skip_unless!(go_version().is_ok(), "needs Go to build the reference plugins");
+    skip_unless!(Tool::CniPlugins.is_available(), "needs the reference plugins, or Go to build them");
     let both = Both::new();
     let pods = [Netns::new().unwrap(), Netns::new().unwrap(), Netns::new().unwrap()];
     let first = both.reference_add("p0", &pods[0]);
@@ -121,7 +121,12 @@ fn pods_of_the_reference_become_ours_without_being_touched() {
     {
         fs::write(directory.join(name), content).unwrap();
     }
-    let before = (both.reserved(), ip(&both.node.host, &["link"]));
+    // The kernel tells a little later that the bridge and its two ports are up.
+    let links = || ip(&both.node.host, &["link"]);
+    wait_until("the links to be up", Duration::from_secs(60), || {
+        (links().matches("state UP").count() == 3).then_some(())
+    });
+    let before = (both.reserved(), links());
 
     let dry = both.import(true);
     assert!(dry.dry_run && both.node.records().is_empty());
@@ -140,7 +145,7 @@ fn pods_of_the_reference_become_ours_without_being_touched() {
     // Again, and nothing has been changed on the reference's side.
     let again = outcomes(&both.import(false));
     assert_eq!((again["p0"].0, again["old"].0), (AlreadyThere, AlreadyThere));
-    assert_eq!((both.reserved(), ip(&both.node.host, &["link"])), before);
+    assert_eq!((both.reserved(), links()), before);
     assert_eq!(both.node.records(), ["old@eth0", "p0@eth0", "p1@eth0"]);
 
     let own = both.own();
@@ -164,7 +169,7 @@ fn pods_of_the_reference_become_ours_without_being_touched() {
 #[test]
 fn a_pod_without_a_remembered_result_keeps_its_addresses() {
     skip_unless!(is_root(), "needs root");
-    skip_unless!(go_version().is_ok(), "needs Go to build the reference plugins");
+    skip_unless!(Tool::CniPlugins.is_available(), "needs the reference plugins, or Go to build them");
     let both = Both::new();
     let (pod, other) = (Netns::new().unwrap(), Netns::new().unwrap());
     both.reference_add("p0", &pod);
@@ -180,7 +185,7 @@ fn a_pod_without_a_remembered_result_keeps_its_addresses() {
 #[test]
 fn our_pods_become_the_references_without_being_touched() {
     skip_unless!(is_root(), "needs root");
-    skip_unless!(go_version().is_ok(), "needs Go to build the reference plugins");
+    skip_unless!(Tool::CniPlugins.is_available(), "needs the reference plugins, or Go to build them");
     let both = Both::new();
     let pods = [Netns::new().unwrap(), Netns::new().unwrap(), Netns::new().unwrap(), Netns::new().unwrap()];
     // One of the reference's that was imported and then removed: its file is still there.

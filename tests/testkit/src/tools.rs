@@ -70,6 +70,12 @@ impl Tool {
         Ok(self.directory()?.join("complete").exists())
     }
 
+    /// Whether [`Tool::ensure`] can be asked: the set is built, or there is Go to build it with.
+    #[must_use]
+    pub fn is_available(self) -> bool {
+        self.is_built().unwrap_or(false) || go_version().is_ok()
+    }
+
     /// The directory with the set's programs, built on first use.
     ///
     /// The cache is keyed by the pin, so that a changed version is built anew; two processes that ask at once wait
