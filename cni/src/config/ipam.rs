@@ -83,7 +83,12 @@ pub(crate) fn parse_sets(ipam: &Fields<'_>, runtime: &Fields<'_>) -> Result<Vec<
 fn range_lists<'a>(fields: &Fields<'a>, key: &str) -> Result<Vec<Vec<Fields<'a>>>, Problem> {
     let lists = fields.array(key)?.iter().enumerate().map(|(index, value)| {
         let path = format!("{}[{index}]", fields.path_of(key));
-        objects(&path, value.as_array().ok_or_else(|| not_a(&path, value, "a list"))?)
+        let set = value.as_array().ok_or_else(|| Problem {
+            remedy: "each range set is a list of ranges, also one of one: [[{\"subnet\": \"10.88.0.0/16\"}]]"
+                .to_owned(),
+            ..not_a(&path, value, "a list")
+        })?;
+        objects(&path, set)
     });
     lists.collect()
 }

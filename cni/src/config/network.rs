@@ -39,6 +39,24 @@ const VALID_ATTACHMENTS: [&str; 2] = ["cni.dev/valid-attachments", "cni.dev/atta
 /// The reference bridge's default.
 const DEFAULT_BRIDGE: &str = "cni0";
 
+/// The reference's other plugins, by whose names this one must not do what it does.
+const OTHER_PLUGINS: [&str; 14] = [
+    "bandwidth",
+    "dhcp",
+    "dummy",
+    "firewall",
+    "host-device",
+    "ipvlan",
+    "macvlan",
+    "sbr",
+    "static",
+    "tap",
+    "tuning",
+    "vlan",
+    "vrf",
+    "flannel",
+];
+
 /// The type that selects the built-in IPAM.
 pub(crate) const OWN_TYPE: &str = "keelson-cni";
 
@@ -162,6 +180,22 @@ impl NetworkConfig {
         if let Some(wrong) = identifier_fault(&name) {
             let remedy = "use letters, digits, '_', '.' and '-', starting with a letter or digit";
             return Err(Problem::new("name", &name, wrong, remedy).into());
+        }
+        if top.get("plugins").is_some() && top.get("type").is_none() {
+            let remedy = "pass one entry of the list, with the list's name and cniVersion in it";
+            return Err(
+                Problem::new("plugins", "", "makes this a list of plugins, as a runtime reads it", remedy).into()
+            );
+        }
+        if OTHER_PLUGINS.contains(&executable.name.as_str()) {
+            let remedy = "call it keelson-cni, bridge, ptp, portmap, host-local or loopback";
+            return Err(Problem::new(
+                "argv[0]",
+                &executable.name,
+                "is the name of a plugin that this one can't be",
+                remedy,
+            )
+            .into());
         }
         let own = |kind: &str| kind == OWN_TYPE || kind == executable.name;
         let ipam_plugin = match top.object("ipam")? {

@@ -38,7 +38,11 @@ pub fn import_host_local(migration: &Migration) -> Result<MigrationReport, Migra
     let sides = migration.sides()?;
     let mut report =
         MigrationReport { network: sides.config.name.clone(), dry_run: migration.dry_run, entries: Vec::new() };
-    let Some(reservations) = sides.reservations()? else { return Ok(report) };
+    let Some(reservations) = sides.reservations()? else {
+        // Nothing found must not look like nothing to do: addresses of running Pods would be given again.
+        let directory = sides.directory.display();
+        return Err(MigrationError(format!("there are no reservations: the directory {directory} does not exist")));
+    };
     let mut attachments: BTreeMap<AttachmentKey, Vec<IpAddr>> = BTreeMap::new();
     for (address, reservation) in reservations.of_addresses() {
         let wrong = match &reservation.holder {

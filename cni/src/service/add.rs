@@ -119,16 +119,14 @@ impl Addition<'_> {
         }
         let ours = naming::host_interface(&self.config.name, &self.call.key);
         let ifname = &self.call.key.ifname;
-        if link::find(&mut self.wire.inside, ifname)?.is_some()
-            && link::find(&mut self.wire.host, &ours)?.is_none()
-            && !self.is_repeated()?
-        {
+        // One of ours that no record knows may be known to records that lie elsewhere.
+        if link::find(&mut self.wire.inside, ifname)?.is_some() && !self.is_repeated()? {
             return Err(Failure::InterfaceExists { ifname: ifname.clone(), peer: ours });
         }
         rules::refuse_listened_ports(&self.attachment.ports)
     }
 
-    /// Whether there is a record of the attachment: one that was imported has a link with a name of another plugin's.
+    /// Whether there is a record of the attachment.
     fn is_repeated(&self) -> Result<bool, Failure> {
         Ok(Store::new(&self.config.data_dir, &self.config.name)?.read(&self.call.key)?.is_some())
     }

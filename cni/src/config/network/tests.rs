@@ -152,6 +152,17 @@ fn the_runtimes_name_servers_win() {
 }
 
 #[test]
+fn a_whole_list_and_a_name_of_another_plugin_are_refused() {
+    invalid(
+        json!({"plugins": [{"type": "keelson-cni"}]}),
+        "plugins: makes this a list of plugins, as a runtime reads it; pass one entry of the list, with the list's name and cniVersion in it",
+    );
+    let text = json!({"name": "n", "type": "bandwidth"}).to_string();
+    let error = NetworkConfig::parse(text.as_bytes(), &Executable::called(Some("/x/bandwidth".as_ref()))).unwrap_err();
+    assert!(error.to_string().contains("argv[0]: \"bandwidth\" is the name of a plugin"), "{error}");
+}
+
+#[test]
 fn bad_values_are_named() {
     invalid(
         json!({"bridge": "a/b"}),
@@ -177,7 +188,7 @@ fn bad_values_are_named() {
     );
     invalid(
         json!({"ipam": {"ranges": [{"subnet": "10.0.0.0/24"}]}}),
-        "ipam.ranges[0]: \"{\\\"subnet\\\":\\\"10.0.0.0/24\\\"}\" is not a list",
+        "ipam.ranges[0]: \"{\\\"subnet\\\":\\\"10.0.0.0/24\\\"}\" is not a list; each range set is a list of ranges, also one of one: [[{\"subnet\": \"10.88.0.0/16\"}]]",
     );
     invalid(
         json!({"ipam": {"type": "keelson-cni"}}),

@@ -102,12 +102,10 @@ fn overlaps(snapshot: &Snapshot) -> Vec<Finding> {
         for route in snapshot.host.routes.iter().filter(|route| !route.is_local() && route.dst.prefix_len() > 0) {
             let Some(link) = route.link.and_then(|index| snapshot.host.link_at(index)) else { continue };
             if overlap(subnet, &route.dst) && !is_ours(link, snapshot) {
-                let problem = format!(
-                    "the host has a route to {} by {}; else give the network another subnet",
-                    route.dst, link.name
-                );
-                let remedy = format!("ip route del {} dev {}", route.dst, link.name);
-                findings.push(Finding::warning("overlap", subnet.to_string(), problem, remedy));
+                let problem =
+                    format!("the host has a route to {} by {}: who is there can't be reached", route.dst, link.name);
+                let remedy = "give the network another subnet in its config".to_owned();
+                findings.push(Finding::error("overlap", subnet.to_string(), problem, remedy));
             }
         }
     }

@@ -390,7 +390,7 @@ fn the_node_around() {
     broken(|node| node.host.links[0].mtu = 1400, &[(Warning, "mtu", "\"mtu\": 1400")]);
     broken(
         |node| node.host.routes.push(route("10.0.0.0/8", None, 1)),
-        &[(Warning, "overlap", "ip route del 10.0.0.0/8 dev up0")],
+        &[(Error, "overlap", "give the network another subnet in its config")],
     );
     broken(
         |node| {
