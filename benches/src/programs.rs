@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-/// The nearest peer in Rust, from crates.io; only the bench runs it. A newer one needs nothing but this changed.
+/// The nearest peer in Rust, a published crate; only the bench runs it. A newer one needs nothing but this changed.
 const NETAVARK: &str = "1.17.2";
 
 /// How cargo builds a program for shipping.
