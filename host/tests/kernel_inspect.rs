@@ -9,13 +9,14 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, ExitStatus},
     thread,
+    time::Duration,
 };
 
 use keelson_host::{
     CgroupLayout, DeviceKind, HostRoot, Inspection, Link, Mount, OperationalState, Topology, block_devices,
     device_node, device_nodes, device_numa_node, links, mounts, pci_functions,
 };
-use keelson_testkit::{Netns, is_root, missing, skip_unless};
+use keelson_testkit::{Netns, is_root, missing, skip_unless, wait_until};
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, CpuSet as Affinity, sched_getaffinity, unshare},
@@ -187,6 +188,10 @@ fn links_are_those_that_netlink_tells() {
         output("ip", &["link", "add", "veth0", "type", "veth", "peer", "name", "veth1"]);
         output("ip", &["link", "set", "veth0", "master", "br0", "up"]);
         output("ip", &["link", "set", "veth1", "up"]);
+        // A link's state follows a moment after the other end came up.
+        wait_until("both ends of the pair run", Duration::from_secs(10), || {
+            (output("ip", &["link"]).matches("state UP").count() == 2).then_some(())
+        });
         let by_netlink: Vec<Value> = serde_json::from_str(&output("ip", &["-j", "link"])).unwrap();
         let read = links(root).unwrap();
         assert_eq!(read.len(), by_netlink.len());
