@@ -67,7 +67,10 @@ fn what_keelson_put_on_the_node_is_taken_away_and_volumes_stay() {
         waited.unwrap();
     };
     run_until("devices", "the devices and their CDI file", &|| entries("cdi") == 1 && entries("state/devices") > 0);
-    run_until("storage", "the pool and its socket", &|| entries("pool") > 0 && root.join("csi.sock").exists());
+    run_until("storage", "the pool and its socket", &|| {
+        // The pool is made beside the socket; by its marker it is one.
+        root.join("pool/keelson-pool.json").exists() && root.join("csi.sock").exists()
+    });
     fs::create_dir(root.join("pool/volume")).unwrap();
     let uninstall = || -> Output {
         namespace.command(env!("CARGO_BIN_EXE_keelson")).args(["uninstall", "--config"]).arg(&config).output().unwrap()
