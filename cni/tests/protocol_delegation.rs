@@ -36,6 +36,16 @@ fn plugins(node: &Node) -> PathBuf {
     directory
 }
 
+/// A directory with ours and one other plugin: a shell script that is not a plugin of anybody's.
+fn with_plugin(node: &Node, name: &str, script: &str) -> PathBuf {
+    let directory = node.directory.path().join("bin");
+    fs::create_dir(&directory).unwrap();
+    symlink(env!("CARGO_BIN_EXE_keelson-cni"), directory.join("keelson-cni")).unwrap();
+    fs::write(directory.join(name), script).unwrap();
+    fs::set_permissions(directory.join(name), fs::Permissions::from_mode(0o755)).unwrap();
+    directory
+}
+
 /// Calls the plugin that the config's type names.
 fn call(node: &Node, verb: &str, id: &str, netns: &Path, config: &Value) -> Answer {
     let directory = plugins(node);
@@ -259,11 +269,7 @@ fn gc_asks_the_delegated_plugin_to_keep_what_ours_keeps() {
     skip_unless!(is_root(), "needs root");
     let node = Node::new();
     let pod = Netns::new().unwrap();
-    let directory = node.directory.path().join("bin");
-    fs::create_dir(&directory).unwrap();
-    symlink(env!("CARGO_BIN_EXE_keelson-cni"), directory.join("keelson-cni")).unwrap();
-    fs::write(directory.join("recorder"), RECORDER).unwrap();
-    fs::set_permissions(directory.join("recorder"), fs::Permissions::from_mode(0o755)).unwrap();
+    let directory = with_plugin(&node, "recorder", RECORDER);
     let mut config = ours(&node, "1.1.0");
     config["ipam"] = json!({"type": "recorder"});
     let result = added(&node, "c", &pod, &config);
@@ -299,11 +305,7 @@ fn a_del_that_the_delegated_plugin_refuses_takes_the_network_and_can_be_repeated
     skip_unless!(is_root(), "needs root");
     let node = Node::new();
     let pod = Netns::new().unwrap();
-    let directory = node.directory.path().join("bin");
-    fs::create_dir(&directory).unwrap();
-    symlink(env!("CARGO_BIN_EXE_keelson-cni"), directory.join("keelson-cni")).unwrap();
-    fs::write(directory.join("keeper"), KEEPER).unwrap();
-    fs::set_permissions(directory.join("keeper"), fs::Permissions::from_mode(0o755)).unwrap();
+    let directory = with_plugin(&node, "keeper", KEEPER);
     let mut config = ours(&node, "1.1.0");
     config["ipam"] = json!({"type": "keeper"});
     added(&node, "c", &pod, &config);

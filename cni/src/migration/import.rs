@@ -18,7 +18,7 @@ use crate::{
         link::{self, Link},
         netns::Namespace,
     },
-    service::{ensure_rules, mac_of, new_record, with_gateway},
+    service::{ensure_rules, new_record, with_gateway},
     store::{AttachmentState, Kind, Lease, Record, StoreError, host_local::Holder},
 };
 
@@ -164,10 +164,10 @@ impl Sides {
         let container = interfaces.iter().find(told);
         if let Some((namespace, inside, host)) = find_pair(&cached.netns, &record.key.ifname, links) {
             record.netns_identity = Some(namespace.identity());
-            record.container_mac = mac_of(&inside);
+            record.container_mac = inside.mac_text();
             record.mtu = Some(inside.mtu);
             record.host_interface.clone_from(&host.name);
-            record.host_mac = mac_of(host);
+            record.host_mac = host.mac_text();
             if let Some(bridge) = links.iter().find(|link| Some(link.index) == host.master) {
                 record.bridge.clone_from(&bridge.name);
             }

@@ -16,20 +16,15 @@ use super::{
 };
 use crate::{
     config::{
-        dns::Dns,
         invocation::AttachmentCall,
         network::{Attachment, NetworkConfig},
         result::{Address, CniResult, Interface, unspeakable},
         route::{Route, ipv6_default},
     },
     error::Failure,
-    kernel::{
-        RouteSocket, bridge,
-        link::{self, Link},
-        netns::Namespace,
-    },
+    kernel::{RouteSocket, bridge, link, netns::Namespace},
     policy::naming,
-    store::{AttachmentState, Kind, Lease, Record, Request, Store, VERSION},
+    store::{AttachmentState, Kind, Lease, Record, Request, Store},
 };
 
 /// What an ADD works on.
@@ -276,13 +271,14 @@ impl Addition<'_> {
         };
         let mtu = wired.container.mtu;
         let mut interfaces = Vec::new();
-        interfaces.extend(wired.bridge.as_ref().map(|bridge| interface(&bridge.name, &mac_of(bridge), bridge.mtu, "")));
+        interfaces
+            .extend(wired.bridge.as_ref().map(|bridge| interface(&bridge.name, &bridge.mac_text(), bridge.mtu, "")));
         // Both ends were made with one MTU.
         interfaces.push(interface(&record.host_interface, &record.host_mac, mtu, ""));
         interfaces.push(interface(&record.key.ifname, &record.container_mac, mtu, &sandbox));
         let container = interfaces.len() - 1;
         // What else there is comes after those.
-        interfaces.extend(wired.gateway.as_ref().map(|link| interface(&link.name, &mac_of(link), link.mtu, "")));
+        interfaces.extend(wired.gateway.as_ref().map(|link| interface(&link.name, &link.mac_text(), link.mtu, "")));
         interfaces.extend(record.shaping_interface.as_ref().map(|name| {
             let mac = naming::host_mac(name).to_string();
             interface(name, &mac, mtu, "")
@@ -301,40 +297,12 @@ impl Addition<'_> {
 /// A record of the call that names nothing yet.
 pub(crate) fn new_record(config: &NetworkConfig, call: &AttachmentCall, store: &Store) -> Record {
     Record {
-        version: VERSION,
-        boot_id: store.boot_id().to_owned(),
-        state: AttachmentState::Pending,
-        kind: Kind::Bridge,
-        network: config.name.clone(),
-        key: call.key.clone(),
         netns: call.netns.clone().unwrap_or_default().to_string_lossy().into_owned(),
-        netns_identity: None,
         pod: call.args.pod.clone(),
-        bridge: String::new(),
-        host_interface: String::new(),
-        host_mac: String::new(),
-        container_mac: String::new(),
-        mtu: None,
-        addresses: Vec::new(),
-        routes: Vec::new(),
-        dns: Dns::default(),
-        ipam_plugin: None,
-        masquerade: false,
-        ports: Vec::new(),
-        bandwidth: None,
-        shaping_interface: None,
-        container_down: false,
-        gateway_interface: None,
-        source_tables: None,
-        spoof_check: false,
         // A clock before 1970 is told as 1970.
         created_at_seconds: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+        ..Record::blank(store.boot_id(), &config.name, call.key.clone())
     }
-}
-
-pub(crate) fn mac_of(link: &Link) -> String {
-    let bytes: Vec<String> = link.mac.iter().map(|byte| format!("{byte:02x}")).collect();
-    bytes.join(":")
 }
 
 /// The first address after a subnet's own: where a gateway is unless somebody says otherwise.

@@ -233,8 +233,7 @@ fn compare_switches(switches: &[Switch], ifname: &str, namespace: &Namespace) ->
 }
 
 pub(super) fn compare_mac(link: &Link, wanted: &str, differences: &mut Vec<String>) {
-    let found: Vec<String> = link.mac.iter().map(|byte| format!("{byte:02x}")).collect();
-    let found = found.join(":");
+    let found = link.mac_text();
     if !found.eq_ignore_ascii_case(wanted) {
         differences.push(format!("{} has the Ethernet address {found} instead of {wanted}", link.name));
     }

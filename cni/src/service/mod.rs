@@ -27,7 +27,7 @@ use std::{
 pub use gc::{GcEntry, GcError, GcOptions, GcReport, collect_garbage};
 use serde_json::Value;
 
-pub(crate) use add::{mac_of, new_record, with_gateway};
+pub(crate) use add::{new_record, with_gateway};
 pub(crate) use delegate::DelegateError;
 pub(crate) use rules::{all_differences as rule_differences, ensure as ensure_rules, restore};
 pub(crate) use source_routing::missing as missing_source_rules;

@@ -128,6 +128,39 @@ pub(crate) struct Lease {
 }
 
 impl Record {
+    /// A pending record of an attachment that names nothing yet.
+    pub(crate) fn blank(boot_id: &str, network: &str, key: AttachmentKey) -> Self {
+        Self {
+            version: VERSION,
+            boot_id: boot_id.to_owned(),
+            state: AttachmentState::Pending,
+            kind: Kind::Bridge,
+            network: network.to_owned(),
+            key,
+            netns: String::new(),
+            netns_identity: None,
+            pod: Pod::default(),
+            bridge: String::new(),
+            host_interface: String::new(),
+            host_mac: String::new(),
+            container_mac: String::new(),
+            mtu: None,
+            addresses: Vec::new(),
+            routes: Vec::new(),
+            dns: Dns::default(),
+            ipam_plugin: None,
+            masquerade: false,
+            ports: Vec::new(),
+            bandwidth: None,
+            shaping_interface: None,
+            container_down: false,
+            gateway_interface: None,
+            source_tables: None,
+            spoof_check: false,
+            created_at_seconds: 0,
+        }
+    }
+
     /// What is to be looked up where: each address, and its table.
     pub(crate) fn source_rules(&self) -> impl Iterator<Item = (IpAddr, u32)> {
         let tables = self.source_tables.iter().flat_map(|source| &source.tables);

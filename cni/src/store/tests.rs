@@ -5,10 +5,7 @@ use std::{collections::HashSet, fs, os::unix::fs::symlink, time::Duration};
 use tempfile::TempDir;
 
 use super::*;
-use crate::config::{
-    invocation::Pod,
-    range::{Range, RangeSet, RangeText},
-};
+use crate::config::range::{Range, RangeSet, RangeText};
 
 pub(super) const BOOT: &str = "786e34df-2b17-43ec-a752-2a9c03c61333";
 const OTHER_BOOT: &str = "0c5e7d3c-6d1f-4b0e-9a53-1f0e5b9f2c11";
@@ -26,35 +23,8 @@ pub(super) fn store(directory: &TempDir, boot: &str) -> Store {
 }
 
 pub(super) fn record(store: &Store, id: &str) -> Record {
-    Record {
-        version: VERSION,
-        boot_id: store.boot_id().to_owned(),
-        state: AttachmentState::Pending,
-        kind: Kind::Bridge,
-        network: "net".to_owned(),
-        key: AttachmentKey { container_id: id.to_owned(), ifname: "eth0".to_owned() },
-        netns: String::new(),
-        netns_identity: None,
-        pod: Pod::default(),
-        bridge: "kl0".to_owned(),
-        host_interface: "kl1".to_owned(),
-        host_mac: String::new(),
-        container_mac: String::new(),
-        mtu: None,
-        addresses: Vec::new(),
-        routes: Vec::new(),
-        dns: crate::config::dns::Dns::default(),
-        ipam_plugin: None,
-        masquerade: false,
-        ports: Vec::new(),
-        bandwidth: None,
-        shaping_interface: None,
-        container_down: false,
-        gateway_interface: None,
-        source_tables: None,
-        spoof_check: false,
-        created_at_seconds: 0,
-    }
+    let key = AttachmentKey { container_id: id.to_owned(), ifname: "eth0".to_owned() };
+    Record { bridge: "kl0".to_owned(), host_interface: "kl1".to_owned(), ..Record::blank(store.boot_id(), "net", key) }
 }
 
 pub(super) fn reserve(store: &Store, id: &str, sets: &[RangeSet]) -> Result<Record, StoreError> {

@@ -3,13 +3,12 @@
 use super::*;
 use crate::{
     config::{
-        dns::Dns,
         invocation::{AttachmentKey, Pod},
         route::Route,
     },
     kernel::{bridge, ports::Owner},
     policy::{naming, needs},
-    store::{AttachmentState, Kind, Lease, VERSION},
+    store::{AttachmentState, Kind, Lease},
 };
 
 const BOOT: &str = "786e34df-2b17-43ec-a752-2a9c03c61333";
@@ -20,14 +19,8 @@ pub(super) fn record(id: &str, address: &str) -> Record {
     let address: IpNet = address.parse().unwrap();
     let gateway = address.hosts().next();
     Record {
-        version: VERSION,
-        boot_id: BOOT.to_owned(),
         state: AttachmentState::Active,
-        kind: Kind::Bridge,
-        network: "net".to_owned(),
-        key,
         netns: format!("/run/netns/{id}"),
-        netns_identity: None,
         pod: Pod { namespace: "ns".to_owned(), name: format!("pod-{id}"), uid: String::new() },
         bridge: "br".to_owned(),
         host_mac: naming::host_mac(&host_interface).to_string(),
@@ -44,17 +37,9 @@ pub(super) fn record(id: &str, address: &str) -> Record {
             table: None,
             scope: None,
         }],
-        ipam_plugin: None,
         masquerade: true,
-        ports: Vec::new(),
-        bandwidth: None,
-        shaping_interface: None,
-        spoof_check: false,
-        dns: Dns::default(),
-        container_down: false,
-        gateway_interface: None,
-        source_tables: None,
         created_at_seconds: 1000,
+        ..Record::blank(BOOT, "net", key)
     }
 }
 
