@@ -37,7 +37,7 @@ impl Presence {
     pub(crate) fn read(root: &HostRoot, path: &Path, content: ContentKind) -> Result<Self, KernelError> {
         let content = match content {
             ContentKind::Block => Content::Block(loop_device::find(root, path)?),
-            ContentKind::Ext4 => Content::Filesystem(loop_device::find(root, path)?),
+            ContentKind::Filesystem(_) => Content::Filesystem(loop_device::find(root, path)?),
             ContentKind::Directory => {
                 let identity = match fs::metadata(path) {
                     Ok(found) => Some((found.dev(), found.ino())),

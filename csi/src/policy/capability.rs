@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use volume_capability::access_mode::Mode;
 
-use super::MountOptions;
+use super::{FilesystemType, MountOptions};
 use crate::config::PoolKind;
 
 /// How a volume may be published, as far as storage of one node can.
@@ -71,21 +71,57 @@ pub(crate) enum Rejected {
 
 /// What a volume is, once made, for all its life.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", rename_all_fields = "camelCase", tag = "type")]
+#[serde(from = "RecordedContent", into = "RecordedContent")]
 pub(crate) enum Content {
     /// An image without a filesystem of ours.
     Block,
-    /// An image that was formatted, once, with ext4.
-    Ext4 { uuid: Uuid },
+    /// An image that was formatted, once.
+    Filesystem { filesystem: FilesystemType, uuid: Uuid },
     /// A directory.
     Directory,
+}
+
+/// [`Content`] as it is written: the filesystem's name is the type.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase", tag = "type")]
+enum RecordedContent {
+    Block,
+    Ext4 { uuid: Uuid },
+    Xfs { uuid: Uuid },
+    Btrfs { uuid: Uuid },
+    Directory,
+}
+
+impl From<RecordedContent> for Content {
+    fn from(recorded: RecordedContent) -> Self {
+        let (filesystem, uuid) = match recorded {
+            RecordedContent::Block => return Self::Block,
+            RecordedContent::Directory => return Self::Directory,
+            RecordedContent::Ext4 { uuid } => (FilesystemType::Ext4, uuid),
+            RecordedContent::Xfs { uuid } => (FilesystemType::Xfs, uuid),
+            RecordedContent::Btrfs { uuid } => (FilesystemType::Btrfs, uuid),
+        };
+        Self::Filesystem { filesystem, uuid }
+    }
+}
+
+impl From<Content> for RecordedContent {
+    fn from(content: Content) -> Self {
+        match content {
+            Content::Block => Self::Block,
+            Content::Directory => Self::Directory,
+            Content::Filesystem { filesystem: FilesystemType::Ext4, uuid } => Self::Ext4 { uuid },
+            Content::Filesystem { filesystem: FilesystemType::Xfs, uuid } => Self::Xfs { uuid },
+            Content::Filesystem { filesystem: FilesystemType::Btrfs, uuid } => Self::Btrfs { uuid },
+        }
+    }
 }
 
 /// What a volume is to become.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ContentKind {
     Block,
-    Ext4,
+    Filesystem(FilesystemType),
     Directory,
 }
 
@@ -93,7 +129,7 @@ impl Content {
     pub(crate) fn kind(&self) -> ContentKind {
         match self {
             Self::Block => ContentKind::Block,
-            Self::Ext4 { .. } => ContentKind::Ext4,
+            Self::Filesystem { filesystem, .. } => ContentKind::Filesystem(*filesystem),
             Self::Directory => ContentKind::Directory,
         }
     }
@@ -147,7 +183,7 @@ impl Capability {
     pub(crate) fn fits(&self, content: ContentKind) -> Result<(), String> {
         match (&self.access, content) {
             (Access::Block, ContentKind::Block) => Ok(()),
-            (Access::Block, ContentKind::Ext4) => {
+            (Access::Block, ContentKind::Filesystem(_)) => {
                 Err("a volume with a filesystem can't be used as a raw block device".to_owned())
             }
             (Access::Block, ContentKind::Directory) => {
@@ -156,10 +192,12 @@ impl Capability {
             (Access::Mount { .. }, ContentKind::Block) => {
                 Err("a raw block volume has no filesystem to mount".to_owned())
             }
-            (Access::Mount { filesystem, .. }, ContentKind::Ext4) => match filesystem.as_str() {
-                "" | "ext4" => Ok(()),
-                other => Err(format!("the filesystem {other:?} is not offered; use ext4 or leave it out")),
-            },
+            (Access::Mount { filesystem, .. }, ContentKind::Filesystem(found)) => {
+                if filesystem.is_empty() || filesystem == found.as_str() {
+                    return Ok(());
+                }
+                Err(format!("the filesystem {filesystem:?} is not offered; use {found} or leave it out"))
+            }
             (Access::Mount { filesystem, options }, ContentKind::Directory) => {
                 if !filesystem.is_empty() {
                     return Err(format!(
@@ -191,7 +229,7 @@ pub(crate) fn content_for(kind: PoolKind, capabilities: &[Capability]) -> Result
     let block = capabilities.iter().any(|capability| capability.access == Access::Block);
     let content = match (kind, block) {
         (PoolKind::Image, true) => ContentKind::Block,
-        (PoolKind::Image, false) => ContentKind::Ext4,
+        (PoolKind::Image, false) => ContentKind::Filesystem(FilesystemType::Ext4),
         (PoolKind::Directory, _) => ContentKind::Directory,
         (PoolKind::Subvolume, _) => return Err("pools of kind subvolume are not built yet".to_owned()),
     };
@@ -209,6 +247,8 @@ pub(super) mod tests {
         let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
         Access::Mount { filesystem: filesystem.to_owned(), options: MountOptions::parse(&flags).unwrap() }
     }
+
+    const EXT4: ContentKind = ContentKind::Filesystem(FilesystemType::Ext4);
 
     fn request(access: Option<AccessType>, mode: i32) -> VolumeCapability {
         VolumeCapability { access_mode: Some(volume_capability::AccessMode { mode }), access_type: access }
@@ -250,8 +290,8 @@ pub(super) mod tests {
         let content =
             |kind, accesses: Vec<Access>| content_for(kind, &accesses.into_iter().map(capability).collect::<Vec<_>>());
         assert_eq!(content(PoolKind::Image, vec![Access::Block]), Ok(ContentKind::Block));
-        assert_eq!(content(PoolKind::Image, vec![mount("", &["discard"])]), Ok(ContentKind::Ext4));
-        assert_eq!(content(PoolKind::Image, vec![mount("ext4", &[]), mount("", &[])]), Ok(ContentKind::Ext4));
+        assert_eq!(content(PoolKind::Image, vec![mount("", &["discard"])]), Ok(EXT4));
+        assert_eq!(content(PoolKind::Image, vec![mount("ext4", &[]), mount("", &[])]), Ok(EXT4));
         assert_eq!(content(PoolKind::Directory, vec![mount("", &["noatime"])]), Ok(ContentKind::Directory));
         for (kind, accesses) in [
             (PoolKind::Image, vec![mount("xfs", &[])]),
@@ -273,6 +313,19 @@ pub(super) mod tests {
         ]
     }
 
+    #[test]
+    fn content_is_written_with_the_filesystem_as_its_type() {
+        for filesystem in FilesystemType::ALL {
+            let content = Content::Filesystem { filesystem, uuid: Uuid::nil() };
+            let written = serde_json::to_value(&content).unwrap();
+            assert_eq!(written, serde_json::json!({"type": filesystem.as_str(), "uuid": Uuid::nil()}));
+            assert_eq!(serde_json::from_value::<Content>(written).unwrap(), content);
+        }
+        for (content, name) in [(Content::Block, "block"), (Content::Directory, "directory")] {
+            assert_eq!(serde_json::to_value(&content).unwrap(), serde_json::json!({"type": name}));
+        }
+    }
+
     proptest! {
         #[test]
         fn a_volume_made_for_some_capabilities_serves_each_of_them(
@@ -287,7 +340,7 @@ pub(super) mod tests {
                 }
             } else {
                 let offered: &[ContentKind] = match kind {
-                    PoolKind::Image => &[ContentKind::Block, ContentKind::Ext4],
+                    PoolKind::Image => &[ContentKind::Block, EXT4],
                     _ => &[ContentKind::Directory],
                 };
                 let serves = |content: &ContentKind| capabilities.iter().all(|one| one.fits(*content).is_ok());

@@ -2,13 +2,19 @@
 
 use keelson_proto::csi::v1::CapacityRange;
 
-use super::ContentKind;
+use super::{ContentKind, FilesystemType};
 
 /// Images have whole blocks of this size, whatever the disk's sectors are.
 const GRANULE: u64 = 4096;
 
 /// Below this, mkfs.ext4 leaves out the journal and little remains for files.
 const SMALLEST_EXT4: u64 = 16 << 20;
+
+/// mkfs.xfs refuses less (xfsprogs 5.19 and later).
+const SMALLEST_XFS: u64 = 300 << 20;
+
+/// mkfs.btrfs refuses less where data and metadata lie apart.
+const SMALLEST_BTRFS: u64 = 128 << 20;
 
 /// What a request without a size gets.
 const DEFAULT_BYTES: u64 = 64 << 20;
@@ -37,7 +43,7 @@ pub(crate) enum OutOfRange {
     Contradiction { required: u64, limit: u64 },
     #[error(
         "capacity_range allows at most {limit} bytes, but the volume would have {smallest}: sizes are multiples of \
-         {GRANULE}, and at least {SMALLEST_EXT4} with a filesystem"
+         {GRANULE}, and each filesystem has a smallest one"
     )]
     Limit { limit: u64, smallest: u64 },
     #[error("capacity_range.required_bytes {required} is more than any volume can have, {LARGEST}")]
@@ -66,7 +72,11 @@ impl SizeRange {
     pub(crate) fn smallest(content: ContentKind) -> u64 {
         match content {
             ContentKind::Block => GRANULE,
-            ContentKind::Ext4 => SMALLEST_EXT4,
+            ContentKind::Filesystem(filesystem) => match filesystem {
+                FilesystemType::Ext4 => SMALLEST_EXT4,
+                FilesystemType::Xfs => SMALLEST_XFS,
+                FilesystemType::Btrfs => SMALLEST_BTRFS,
+            },
             ContentKind::Directory => 0,
         }
     }
@@ -76,7 +86,7 @@ impl SizeRange {
     /// No size of a directory is enforced; what was asked for is taken as it is.
     pub(crate) fn choose(self, content: ContentKind) -> Result<u64, OutOfRange> {
         match content {
-            ContentKind::Block | ContentKind::Ext4 => {}
+            ContentKind::Block | ContentKind::Filesystem(_) => {}
             ContentKind::Directory => return Ok(self.required),
         }
         if self.required > LARGEST {
@@ -125,14 +135,15 @@ mod tests {
 
     #[test]
     fn sizes() {
-        use ContentKind::{Block, Directory, Ext4};
-        check(64 << 20, 0, Ext4, Some(67_108_864));
+        use ContentKind::{Block, Directory};
+        let ext4 = ContentKind::Filesystem(FilesystemType::Ext4);
+        check(64 << 20, 0, ext4, Some(67_108_864));
         check(64 << 20, 64 << 20, Block, Some(67_108_864));
-        check(0, 0, Ext4, Some(DEFAULT_BYTES));
-        check(0, 20 << 20, Ext4, Some(20 << 20));
-        check(1, 0, Ext4, Some(SMALLEST_EXT4));
+        check(0, 0, ext4, Some(DEFAULT_BYTES));
+        check(0, 20 << 20, ext4, Some(20 << 20));
+        check(1, 0, ext4, Some(SMALLEST_EXT4));
         check(1, 0, Block, Some(4096));
-        check(1, SMALLEST_EXT4 as i64 - 1, Ext4, None);
+        check(1, SMALLEST_EXT4 as i64 - 1, ext4, None);
         check(4097, 4097, Block, None);
         check(4097, 8192, Block, Some(8192));
         check(0, 5000, Block, Some(4096));
@@ -140,7 +151,7 @@ mod tests {
         check(-1, 0, Block, None);
         check(0, -1, Block, None);
         check(i64::MAX, 0, Block, None);
-        check(i64::MAX, i64::MAX, Ext4, None);
+        check(i64::MAX, i64::MAX, ext4, None);
         check(12_345, 12_345, Directory, Some(12_345));
         check(0, 0, Directory, Some(0));
     }
@@ -155,7 +166,7 @@ mod tests {
         fn what_is_chosen_is_admitted_and_whole(
             required in prop_oneof![any::<i64>(), 0..(1_i64 << 40)],
             limit in prop_oneof![any::<i64>(), 0..(1_i64 << 40), Just(0)],
-            content in proptest::sample::select(vec![ContentKind::Block, ContentKind::Ext4]),
+            content in proptest::sample::select(vec![ContentKind::Block, ContentKind::Filesystem(FilesystemType::Ext4)]),
         ) {
             if let Ok(range) = range(required, limit) && let Ok(bytes) = range.choose(content) {
                 prop_assert!(range.admits(bytes));

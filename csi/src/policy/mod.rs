@@ -2,6 +2,7 @@
 
 mod capability;
 mod capacity;
+mod filesystem;
 mod mount_options;
 pub(crate) mod names;
 mod paging;
@@ -12,6 +13,7 @@ mod topology;
 
 pub(crate) use capability::{Access, AccessMode, Capability, Content, ContentKind, Rejected, content_for};
 pub(crate) use capacity::{OutOfRange, SizeRange, charge, largest_volume};
+pub(crate) use filesystem::FilesystemType;
 pub(crate) use mount_options::MountOptions;
 pub(crate) use names::VolumeId;
 pub(crate) use paging::{InvalidToken, page};

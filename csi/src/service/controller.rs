@@ -245,7 +245,7 @@ fn capacity(state: &State, request: &GetCapacityRequest) -> Result<GetCapacityRe
     pool.check_writable()?;
     let available = state.pools.available(pool)?;
     let largest = match content {
-        ContentKind::Block | ContentKind::Ext4 => largest_volume(available),
+        ContentKind::Block | ContentKind::Filesystem(_) => largest_volume(available),
         ContentKind::Directory => available,
     };
     Ok(answer(available, largest, content))

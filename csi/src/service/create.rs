@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::{Guard, Pending, State, request::required};
 use crate::{
-    kernel::{HelperError, Hold, filesystem},
+    kernel::{HelperError, Hold},
     policy::{
         Access, Capability, Content, ContentKind, OutOfRange, Parameters, Provisioning, Rejected, SizeRange,
         TOPOLOGY_KEY, VolumeId, admits, check_map, content_for, names, segments,
@@ -83,7 +83,7 @@ pub(super) fn create(state: &State, request: &CreateVolumeRequest) -> Result<Cre
         Problem::new("volume_capabilities", "", format!("can't be served ({wrong})"), remedy)
     })?;
     let can_be_thick = match content {
-        ContentKind::Block | ContentKind::Ext4 => true,
+        ContentKind::Block | ContentKind::Filesystem(_) => true,
         ContentKind::Directory => false,
     };
     if wish.parameters.provisioning == Provisioning::Thick && !can_be_thick {
@@ -126,7 +126,7 @@ fn take<'a>(
 /// A volume as the CSI messages describe it. A directory's size is unknown, as nothing enforces one.
 pub(super) fn describe(record: &VolumeRecord, node: &str) -> Volume {
     let bytes = match record.content {
-        Content::Block | Content::Ext4 { .. } => record.bytes,
+        Content::Block | Content::Filesystem { .. } => record.bytes,
         Content::Directory => 0,
     };
     Volume {
@@ -235,7 +235,7 @@ fn build(
 ) -> Result<VolumeRecord, CreateError> {
     // Counts until the volume counts itself.
     let _reservation = match content {
-        ContentKind::Block | ContentKind::Ext4 => Some(state.pools.reserve(pool, bytes)?),
+        ContentKind::Block | ContentKind::Filesystem(_) => Some(state.pools.reserve(pool, bytes)?),
         ContentKind::Directory => {
             let available = state.pools.available(pool)?;
             if bytes > available {
@@ -255,14 +255,14 @@ fn build(
                 .map_err(|error| StoreError::io("create", &path)(error.into()))?;
             Content::Directory
         }
-        ContentKind::Block | ContentKind::Ext4 => {
+        ContentKind::Block | ContentKind::Filesystem(_) => {
             let path = image(draft.folder());
             let file = create_image(&path, bytes)?;
-            let content = if content == ContentKind::Ext4 {
+            let content = if let ContentKind::Filesystem(filesystem) = content {
                 let uuid = Uuid::new_v4();
                 format(state, &path, uuid, Arc::clone(hold))?;
-                match filesystem::ext4_uuid(&file).map_err(StoreError::io("read", &path))? {
-                    Some(found) if found == uuid => Content::Ext4 { uuid },
+                match crate::kernel::filesystem::ext4_uuid(&file).map_err(StoreError::io("read", &path))? {
+                    Some(found) if found == uuid => Content::Filesystem { filesystem, uuid },
                     _ => return Err(CreateError::NotFormatted { uuid, image: path.display().to_string() }),
                 }
             } else {

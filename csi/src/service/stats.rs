@@ -52,7 +52,7 @@ pub(super) fn stats(
     }
     let usage = match kind {
         ContentKind::Block => vec![usage(Unit::Bytes, record.bytes, 0, 0)],
-        ContentKind::Ext4 | ContentKind::Directory => {
+        ContentKind::Filesystem(_) | ContentKind::Directory => {
             let failed = KernelError::path(path.as_path());
             let found = path::open(&path).and_then(filesystem::usage).map_err(failed).map_err(VolumeError::from)?;
             let used_inodes = found.total_inodes.saturating_sub(found.available_inodes);

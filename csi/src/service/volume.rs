@@ -140,7 +140,7 @@ impl<'a> Volume<'a> {
     pub(super) fn is_staged_at(&self, presence: &Presence, path: &TargetPath) -> Result<bool, VolumeError> {
         match self.record.content {
             Content::Block => Ok(!presence.devices().is_empty()),
-            Content::Ext4 { .. } | Content::Directory => Ok(presence.is_at(path)?),
+            Content::Filesystem { .. } | Content::Directory => Ok(presence.is_at(path)?),
         }
     }
 
@@ -168,7 +168,7 @@ impl<'a> Volume<'a> {
             return Ok(());
         }
         let request = match self.record.content {
-            Content::Ext4 { uuid } => {
+            Content::Filesystem { uuid, .. } => {
                 self.check_filesystem(uuid)?;
                 // Also a filesystem that is only read may have a journal to replay.
                 let device = self.attach(false)?;
@@ -213,7 +213,7 @@ impl<'a> Volume<'a> {
     /// Lets go of its loop devices.
     pub(super) fn detach(&self) -> Result<(), VolumeError> {
         match self.record.content {
-            Content::Block | Content::Ext4 { .. } => {}
+            Content::Block | Content::Filesystem { .. } => {}
             Content::Directory => return Ok(()),
         }
         let left = loop_device::detach(&self.state.settings.root, &image(&self.folder)).map_err(KernelError::from)?;

@@ -389,7 +389,7 @@ impl Pool {
                 .volumes
                 .values()
                 .filter_map(|record| match record.content {
-                    Content::Block | Content::Ext4 { .. } => Some((record.id.clone(), Some(record.bytes))),
+                    Content::Block | Content::Filesystem { .. } => Some((record.id.clone(), Some(record.bytes))),
                     Content::Directory => None,
                 })
                 // Whatever a damaged volume is, its file may be filled.

@@ -52,7 +52,7 @@ pub(crate) fn data(folder: &Path) -> PathBuf {
 /// What the volume of that kind in `folder` has as its content: a raw file or a directory.
 pub(crate) fn content_path(folder: &Path, kind: ContentKind) -> PathBuf {
     match kind {
-        ContentKind::Block | ContentKind::Ext4 => image(folder),
+        ContentKind::Block | ContentKind::Filesystem(_) => image(folder),
         ContentKind::Directory => data(folder),
     }
 }
