@@ -7,7 +7,11 @@ pub(crate) mod loop_device;
 mod mount;
 pub(crate) mod path;
 mod presence;
+#[allow(dead_code, reason = "for snapshots and clones, which are being built")]
+pub(crate) mod reflink;
 mod sys;
+#[cfg(test)]
+mod testing;
 
 use std::{
     io,
