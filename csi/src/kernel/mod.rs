@@ -1,6 +1,8 @@
 //! The side with effects: loop devices, mounts, filesystems, paths below kubelet's directories. Every effect is
 //! idempotent and can be undone.
 
+#[allow(dead_code, reason = "for snapshots and their accounting, which are being built")]
+pub(crate) mod extents;
 pub(crate) mod filesystem;
 mod helper;
 pub(crate) mod loop_device;

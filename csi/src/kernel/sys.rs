@@ -15,6 +15,23 @@ const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4C82;
 /// include/uapi/linux/fs.h: `_IOR(0x15, 0, struct fsuuid2)`, `_IOR(0x12, 114, size_t)`
 const FS_IOC_GETFSUUID: libc::Ioctl = 0x8011_1500;
 const BLKGETSIZE64: libc::Ioctl = 0x8008_1272;
+/// `_IOWR('f', 11, struct fiemap)`
+const FS_IOC_FIEMAP: libc::Ioctl = 0xC020_660B;
+
+/// include/uapi/linux/fiemap.h: what isn't written out yet is first.
+pub(crate) const FIEMAP_FLAG_SYNC: u32 = 0x1;
+pub(crate) const FIEMAP_EXTENT_LAST: u32 = 0x1;
+pub(crate) const FIEMAP_EXTENT_UNKNOWN: u32 = 0x2;
+pub(crate) const FIEMAP_EXTENT_DELALLOC: u32 = 0x4;
+pub(crate) const FIEMAP_EXTENT_ENCODED: u32 = 0x8;
+pub(crate) const FIEMAP_EXTENT_DATA_ENCRYPTED: u32 = 0x80;
+pub(crate) const FIEMAP_EXTENT_NOT_ALIGNED: u32 = 0x100;
+pub(crate) const FIEMAP_EXTENT_DATA_INLINE: u32 = 0x200;
+pub(crate) const FIEMAP_EXTENT_DATA_TAIL: u32 = 0x400;
+pub(crate) const FIEMAP_EXTENT_UNWRITTEN: u32 = 0x800;
+pub(crate) const FIEMAP_EXTENT_SHARED: u32 = 0x2000;
+/// How many extents one call of [`fiemap`] gives at most.
+pub(crate) const FIEMAP_PAGE: usize = 512;
 
 /// `LO_FLAGS_READ_ONLY`
 pub(crate) const LOOP_READ_ONLY: u32 = 1;
@@ -127,6 +144,41 @@ pub(crate) fn filesystem_uuid(file: BorrowedFd<'_>) -> io::Result<[u8; 16]> {
     Ok(uuid.bytes)
 }
 
+/// `struct fiemap_extent`
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct FiemapExtent {
+    pub(crate) logical: u64,
+    pub(crate) physical: u64,
+    pub(crate) bytes: u64,
+    reserved64: [u64; 2],
+    pub(crate) flags: u32,
+    reserved: [u32; 3],
+}
+
+/// `struct fiemap` with room for a page of extents
+#[repr(C)]
+struct Fiemap {
+    start: u64,
+    length: u64,
+    flags: u32,
+    mapped_extents: u32,
+    extent_count: u32,
+    reserved: u32,
+    extents: [FiemapExtent; FIEMAP_PAGE],
+}
+
+/// The first extents of a file that have bytes in the `length` from `start`; they may begin before and end after.
+pub(crate) fn fiemap(file: BorrowedFd<'_>, start: u64, length: u64, flags: u32) -> io::Result<Vec<FiemapExtent>> {
+    let extents = [FiemapExtent::default(); FIEMAP_PAGE];
+    #[expect(clippy::cast_possible_truncation, reason = "the constant fits")]
+    let extent_count = FIEMAP_PAGE as u32;
+    let mut map = Fiemap { start, length, flags, mapped_extents: 0, extent_count, reserved: 0, extents };
+    ioctl_pointer(file, FS_IOC_FIEMAP, &mut map)?;
+    let found = map.mapped_extents.min(extent_count) as usize;
+    Ok(map.extents[..found].to_vec())
+}
+
 /// `MOUNT_ATTR__ATIME`: a number of its own among the bits of `MOUNT_ATTR_*`, which has to be cleared to be set.
 const ATIME_BITS: u64 = 0x70;
 
@@ -182,5 +234,7 @@ mod tests {
     fn structs_have_the_kernels_sizes() {
         assert_eq!(size_of::<LoopInfo>(), 232);
         assert_eq!(size_of::<LoopConfig>(), 304);
+        assert_eq!(size_of::<FiemapExtent>(), 56);
+        assert_eq!(size_of::<Fiemap>(), 32 + 56 * FIEMAP_PAGE);
     }
 }

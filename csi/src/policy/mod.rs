@@ -2,6 +2,8 @@
 
 mod capability;
 mod capacity;
+#[allow(dead_code, reason = "for snapshots, which are being built")]
+mod extent;
 mod filesystem;
 mod mount_options;
 pub(crate) mod names;
@@ -13,6 +15,8 @@ mod topology;
 
 pub(crate) use capability::{Access, AccessMode, Capability, Content, ContentKind, Rejected, content_for};
 pub(crate) use capacity::{OutOfRange, SizeRange, charge, largest_volume};
+#[allow(unused_imports, reason = "for snapshots, which are being built")]
+pub(crate) use extent::{Extent, Physical};
 pub(crate) use filesystem::FilesystemType;
 pub(crate) use mount_options::MountOptions;
 pub(crate) use names::VolumeId;
