@@ -1,11 +1,6 @@
 //! What a filesystem says about itself.
 
-use std::{
-    fs::File,
-    io,
-    os::{fd::AsFd, unix::fs::FileExt},
-    path::Path,
-};
+use std::{fs::File, io, os::fd::AsFd, path::Path};
 
 use rustix::{
     fs::{FlockOperation, Mode, OFlags},
@@ -76,23 +71,4 @@ pub(crate) fn uuid(path: &Path) -> io::Result<Option<Uuid>> {
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL | libc::EOPNOTSUPP)) => Ok(None),
         Err(error) => Err(error),
     }
-}
-
-/// The UUID in the ext4 superblock of an image or block device; none if there is no such superblock.
-///
-/// Documentation/filesystems/ext4/super.rst: the superblock starts at byte 1024; `s_magic` 0xEF53 at 0x38,
-/// `s_uuid` at 0x68.
-pub(crate) fn ext4_uuid(image: &File) -> io::Result<Option<Uuid>> {
-    let mut superblock = [0_u8; 0x78];
-    match image.read_exact_at(&mut superblock, 1024) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-        Err(error) => return Err(error),
-    }
-    if superblock[0x38..0x3a] != [0x53, 0xef] {
-        return Ok(None);
-    }
-    let mut uuid = [0_u8; 16];
-    uuid.copy_from_slice(&superblock[0x68..0x78]);
-    Ok(Some(Uuid::from_bytes(uuid)))
 }

@@ -9,7 +9,10 @@ use uuid::Uuid;
 
 use super::{Guard, Pending, State, request::required};
 use crate::{
-    kernel::{HelperError, Hold},
+    kernel::{
+        HelperError, Hold,
+        superblock::{self, Signature},
+    },
     policy::{
         Access, Capability, Content, ContentKind, OutOfRange, Parameters, Provisioning, Rejected, SizeRange,
         TOPOLOGY_KEY, VolumeId, admits, check_map, content_for, names, segments,
@@ -261,8 +264,10 @@ fn build(
             let content = if let ContentKind::Filesystem(filesystem) = content {
                 let uuid = Uuid::new_v4();
                 format(state, &path, uuid, Arc::clone(hold))?;
-                match crate::kernel::filesystem::ext4_uuid(&file).map_err(StoreError::io("read", &path))? {
-                    Some(found) if found == uuid => Content::Filesystem { filesystem, uuid },
+                match superblock::read(&file).map_err(StoreError::io("read", &path))? {
+                    Signature::Filesystem(found) if (found.filesystem, found.uuid) == (filesystem, uuid) => {
+                        Content::Filesystem { filesystem, uuid }
+                    }
                     _ => return Err(CreateError::NotFormatted { uuid, image: path.display().to_string() }),
                 }
             } else {

@@ -7,8 +7,11 @@ use uuid::Uuid;
 
 use super::{Guard, Pending, State};
 use crate::{
-    kernel::{BindSource, Hold, KernelError, Presence, Request, filesystem, loop_device, path},
-    policy::{Access, Capability, Content, MountOptions, TargetPath},
+    kernel::{
+        BindSource, Hold, KernelError, Presence, Request, loop_device, path,
+        superblock::{self, Signature},
+    },
+    policy::{Access, Capability, Content, FilesystemType, MountOptions, TargetPath},
     store::{Attachment, LookupError, Pool, RecordError, Unavailable, VolumeRecord, content_path, data, image},
 };
 
@@ -48,10 +51,10 @@ pub(crate) enum VolumeError {
     #[error("{0}")]
     Occupied(Problem),
     #[error(
-        "volume {id} was formatted with an ext4 filesystem of UUID {wanted}, but its image shows {found}; it is never \
+        "volume {id} was formatted as {filesystem} with UUID {wanted}, but its image shows {found}; it is never \
          formatted again: restore the image"
     )]
-    LostFilesystem { id: String, wanted: Uuid, found: String },
+    LostFilesystem { id: String, filesystem: FilesystemType, wanted: Uuid, found: String },
     #[error("volume {id} has {wanted} bytes, but its loop device has {found}; restore the image")]
     WrongSize { id: String, wanted: u64, found: u64 },
     #[error("mounting volume {id} succeeded, but something else is mounted at {path}")]
@@ -168,8 +171,8 @@ impl<'a> Volume<'a> {
             return Ok(());
         }
         let request = match self.record.content {
-            Content::Filesystem { uuid, .. } => {
-                self.check_filesystem(uuid)?;
+            Content::Filesystem { filesystem, uuid } => {
+                self.check_filesystem(filesystem, uuid)?;
                 // Also a filesystem that is only read may have a journal to replay.
                 let device = self.attach(false)?;
                 Request::Mount { device, target: path.clone(), options }
@@ -184,16 +187,17 @@ impl<'a> Volume<'a> {
     }
 
     /// A second opinion before mounting: what was formatted must still show it.
-    fn check_filesystem(&self, wanted: Uuid) -> Result<(), VolumeError> {
+    fn check_filesystem(&self, filesystem: FilesystemType, wanted: Uuid) -> Result<(), VolumeError> {
         let path = image(&self.folder);
-        let found = std::fs::File::open(&path)
-            .and_then(|file| filesystem::ext4_uuid(&file))
-            .map_err(KernelError::path(&path))?;
-        if found == Some(wanted) {
-            return Ok(());
-        }
-        let found = found.map_or_else(|| "no filesystem".to_owned(), |uuid| uuid.to_string());
-        Err(VolumeError::LostFilesystem { id: self.id(), wanted, found })
+        let found =
+            std::fs::File::open(&path).and_then(|file| superblock::read(&file)).map_err(KernelError::path(&path))?;
+        let found = match found {
+            Signature::Filesystem(found) if (found.filesystem, found.uuid) == (filesystem, wanted) => return Ok(()),
+            Signature::Filesystem(found) => format!("{} {}", found.filesystem, found.uuid),
+            Signature::Other(name) => name.to_owned(),
+            Signature::None => "no filesystem".to_owned(),
+        };
+        Err(VolumeError::LostFilesystem { id: self.id(), filesystem, wanted, found })
     }
 
     /// Binds a loop device of the right size to the image, and gives its node.
