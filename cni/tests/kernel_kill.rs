@@ -9,10 +9,10 @@ use std::{collections::BTreeSet, fs, net::IpAddr, os::unix::fs::symlink, path::P
 
 use common::{
     Node, addresses, feed, ip,
-    kill::{Chance, Run, Victim, can_trace, run_until, stride},
+    kill::{Run, Victim, can_trace, run_until, stride},
     nft,
 };
-use keelson_testkit::{Netns, is_root, missing, skip_unless};
+use keelson_testkit::{Chance, Netns, is_root, missing, skip_unless};
 use serde_json::{Value, json};
 
 macro_rules! skip_unless_it_can_be_killed {

@@ -13,7 +13,7 @@ use std::{
     time::Instant,
 };
 
-use keelson_testkit::Netns;
+use keelson_testkit::{Chance, Netns};
 use nix::{
     libc,
     net::if_::if_nameindex,
@@ -251,7 +251,7 @@ impl<'a> Victim<'a> {
                 let verb = ["ADD", "DEL", "GC"][chance.below(3)];
                 told.push(self.kill(verb, 1 + chance.below(300)).unwrap_or_else(|| format!("{verb} whole")));
             }
-            self.recover(chance.below(WAYS), &format!("seed {}: {told:?}", chance.seed));
+            self.recover(chance.below(WAYS), &format!("seed {}: {told:?}", chance.seed()));
         }
     }
 
@@ -318,28 +318,4 @@ fn files(directory: &Path, found: &mut BTreeSet<String>) {
 /// where each takes a second.
 pub(crate) fn stride() -> usize {
     if guest::disk().is_some() { 11 } else { 1 }
-}
-
-/// Numbers by chance (xorshift64), the same ones for the same seed.
-pub(crate) struct Chance {
-    seed: u64,
-    state: u64,
-}
-
-impl Chance {
-    /// The seed is printed; the environment's `KEELSON_SEED` repeats one.
-    pub(crate) fn new() -> Self {
-        use std::hash::{BuildHasher, RandomState};
-        let given = std::env::var("KEELSON_SEED").ok().map(|text| text.parse().unwrap());
-        let seed = given.unwrap_or_else(|| RandomState::new().hash_one(0)) | 1;
-        println!("KEELSON_SEED={seed}");
-        Self { seed, state: seed }
-    }
-
-    pub(crate) fn below(&mut self, end: usize) -> usize {
-        self.state ^= self.state << 13;
-        self.state ^= self.state >> 7;
-        self.state ^= self.state << 17;
-        usize::try_from(self.state % u64::try_from(end).unwrap()).unwrap()
-    }
 }

@@ -2,6 +2,9 @@
 
 #![allow(dead_code, reason = "each test file uses another part of it")]
 
+pub(crate) mod disk;
+pub(crate) mod process;
+
 use std::{
     fs,
     path::{Path, PathBuf},

@@ -2,18 +2,22 @@
 
 #![allow(clippy::expect_used, reason = "a helper of tests fails the test")]
 
+mod chance;
 mod leftovers;
 mod netns;
 mod scenario;
 mod skip;
 mod tools;
+mod tracer;
 mod vm;
 mod wait;
 
+pub use chance::Chance;
 pub use leftovers::{Leftovers, Snapshot};
 pub use netns::Netns;
 pub use scenario::{SCENARIO_LOG, scenario};
 pub use skip::{SKIP_LOG, is_root, missing, report_skip};
 pub use tools::{Tool, cache_dir, go_module_file, go_version, workspace_root};
+pub use tracer::{Doom, Hit, Tracer, can_trace};
 pub use vm::VM_DISK;
 pub use wait::{wait_until, wait_until_async};

@@ -1,0 +1,279 @@
+//! SIGKILL at every system call of every RPC that changes something: the successor and the retry finish the job, with
+//! the same volume, and nothing is lost or left over.
+//!
+//! By default one of several points is taken, others each time; `KEELSON_KILL_ALL=1` takes them all, and kills the
+//! driver alone, its helper alone, and both, at each.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::{env, time::Instant};
+
+use common::{
+    MIB, Place, block,
+    disk::Disk,
+    mounted, names,
+    process::{Clients, PATIENCE, Process},
+    publication, request,
+};
+use keelson_proto::csi::v1::{
+    DeleteVolumeRequest, GetCapacityRequest, ListVolumesRequest, NodeStageVolumeRequest, NodeUnpublishVolumeRequest,
+    NodeUnstageVolumeRequest, VolumeCapability,
+};
+use keelson_testkit::{Chance, Doom, Hit, Tracer, can_trace, missing, skip_unless, wait_until_async};
+use serde_json::Value;
+use tonic::Status;
+
+/// One call in a volume's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Create,
+    Stage,
+    Publish,
+    Unpublish,
+    Unstage,
+    Delete,
+}
+
+use Step::{Create, Delete, Publish, Stage, Unpublish, Unstage};
+
+/// What is lived again and again.
+struct Scene {
+    /// The kind of the pool.
+    kind: &'static str,
+    /// The filesystem below it.
+    below: &'static str,
+    capability: VolumeCapability,
+    parameters: &'static [(&'static str, &'static str)],
+    steps: &'static [Step],
+}
+
+const WHOLE_LIFE: &[Step] = &[Create, Stage, Publish, Unpublish, Unstage, Delete];
+
+/// A volume, by the calls of a kubelet and a provisioner.
+struct Life<'a> {
+    scene: &'a Scene,
+    place: &'a Place,
+    name: String,
+    id: String,
+}
+
+impl Life<'_> {
+    async fn call(&mut self, step: Step, clients: &Clients) -> Result<(), Status> {
+        let Clients { mut controller, mut node, .. } = clients.clone();
+        let capability = self.scene.capability.clone();
+        let (volume_id, staging, target) =
+            (self.id.clone(), self.place.text("staging"), self.place.text("pods/target"));
+        match step {
+            Create => {
+                let mut wish = request(&self.name, 16 * MIB, capability);
+                wish.parameters
+                    .extend(self.scene.parameters.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
+                let id = controller.create_volume(wish).await?.into_inner().volume.unwrap().volume_id;
+                assert!(self.id.is_empty() || self.id == id, "what was answered once is the answer for ever");
+                self.id = id;
+                Ok(())
+            }
+            Stage => {
+                let request = NodeStageVolumeRequest {
+                    volume_id,
+                    staging_target_path: staging,
+                    volume_capability: Some(capability),
+                    ..NodeStageVolumeRequest::default()
+                };
+                node.node_stage_volume(request).await.map(drop)
+            }
+            Publish => {
+                let request = publication(&volume_id, &staging, &target, capability);
+                node.node_publish_volume(request).await.map(drop)
+            }
+            Unpublish => {
+                let request = NodeUnpublishVolumeRequest { volume_id, target_path: target };
+                node.node_unpublish_volume(request).await.map(drop)
+            }
+            Unstage => {
+                let request = NodeUnstageVolumeRequest { volume_id, staging_target_path: staging };
+                node.node_unstage_volume(request).await.map(drop)
+            }
+            Delete => {
+                let request = DeleteVolumeRequest { volume_id, ..DeleteVolumeRequest::default() };
+                controller.delete_volume(request).await.map(drop)
+            }
+        }
+    }
+
+    /// Looks at what there is once a call has succeeded.
+    async fn check(&self, step: Step, clients: &Clients, at: &str) {
+        let listed = clients.clone().controller.list_volumes(ListVolumesRequest::default()).await.unwrap();
+        let listed: Vec<_> =
+            listed.into_inner().entries.into_iter().map(|entry| entry.volume.unwrap().volume_id).collect();
+        let expected = if step == Delete { vec![] } else { vec![self.id.clone()] };
+        assert_eq!(listed, expected, "{at}");
+        assert_eq!(self.place.volumes(), expected, "{at}");
+        assert_eq!(names(&self.place.path("pool/building")), [""; 0], "{at}");
+        let target = self.place.path("pods/target");
+        let mounts = self.place.mounts().iter().filter(|mount| mount.point == target).count();
+        assert_eq!(mounts, usize::from(step == Publish), "{at}");
+        let is_there = target.symlink_metadata().is_ok();
+        assert_eq!(is_there, step == Publish, "{at}");
+    }
+}
+
+impl Scene {
+    async fn capacity(&self, clients: &Clients) -> i64 {
+        let volume_capabilities = vec![self.capability.clone()];
+        let request = GetCapacityRequest { volume_capabilities, ..GetCapacityRequest::default() };
+        clients.clone().controller.get_capacity(request).await.unwrap().into_inner().available_capacity
+    }
+}
+
+/// Kills at the points of each step.
+async fn die_everywhere(scene: Scene) {
+    let place = Place::new();
+    let disks = tempfile::tempdir().unwrap();
+    let _disk = Disk::make(&disks.path().join("disk"), scene.below, 512 << 20, &place.path("pool"));
+    let section = place.section(scene.kind);
+    let mut victim = Victim { place: &place, section: &section, scene: &scene, running: None, lives: 0, before: 0 };
+    // A whole life, so that all is there that stays.
+    victim.live(0, usize::MAX, Doom::All).await;
+    victim.before = scene.capacity(&victim.clients().await).await;
+    let all = env::var_os("KEELSON_KILL_ALL").is_some();
+    let mut chance = Chance::new();
+    for index in 0..scene.steps.len() {
+        let stride = if all { 1 } else { STRIDE };
+        let (begin, mut hits, mut last) = (Instant::now(), 0, 0);
+        'points: for point in (1 + chance.below(stride)..).step_by(stride) {
+            let dooms = [Doom::All, Doom::Parent, Doom::Caller];
+            let one = chance.below(dooms.len());
+            for doom in if all { &dooms[..] } else { &dooms[one..=one] } {
+                if victim.live(index, point, *doom).await.is_none() {
+                    last = point;
+                    break 'points;
+                }
+                hits += 1;
+            }
+        }
+        let step = scene.steps[index];
+        println!("{step:?}: {hits} kills, fewer than {last} points, in {:.1} s", begin.elapsed().as_secs_f32());
+        assert!(last > 5, "{step:?} makes fewer system calls than {last}");
+    }
+}
+
+/// How many points are passed over for each that is killed, plus one.
+const STRIDE: usize = 4;
+
+struct Victim<'a> {
+    place: &'a Place,
+    section: &'a Value,
+    scene: &'a Scene,
+    running: Option<(Process, Clients)>,
+    lives: usize,
+    /// The pool's capacity with nothing in it.
+    before: i64,
+}
+
+impl Victim<'_> {
+    async fn clients(&mut self) -> Clients {
+        if self.running.is_none() {
+            self.running = Some(Process::serve(self.place, self.section).await);
+        }
+        self.running.as_ref().unwrap().1.clone()
+    }
+
+    /// Lives a whole life, and is killed in the step `index` of it.
+    async fn live(&mut self, index: usize, point: usize, doom: Doom) -> Option<Hit> {
+        self.lives += 1;
+        let Self { scene, place, .. } = *self;
+        let mut life = Life { scene, place, name: format!("pvc-{}", self.lives), id: String::new() };
+        let clients = self.clients().await;
+        for step in &scene.steps[..index] {
+            life.call(*step, &clients).await.unwrap();
+        }
+        let step = scene.steps[index];
+        let (process, clients) = self.running.take().unwrap();
+        let tracer = Tracer::attach(process.into_child(), point, doom).unwrap();
+        let answer = life.call(step, &clients).await;
+        let mut traced = Some(tracer);
+        let hit = traced.as_ref().and_then(Tracer::disarm);
+        let at = format!("{step:?} with {doom:?} killed at {point}, {hit:?}, that answered {answer:?}");
+        let clients = match &hit {
+            None => {
+                answer.expect("a call that isn't killed succeeds");
+                clients
+            }
+            Some(hit) if !hit.is_parent_dead => clients,
+            Some(_) => {
+                if doom == Doom::All {
+                    // Nobody else is at work on it.
+                    let _ = traced.take().unwrap().wait();
+                }
+                self.clients().await
+            }
+        };
+        if doom == Doom::Parent && hit.is_some() {
+            // A helper of the killed driver may be ending just now.
+            wait_until_async(&at, PATIENCE, async || life.call(step, &clients).await.ok()).await;
+        } else {
+            life.call(step, &clients).await.expect(&at);
+        }
+        life.check(step, &clients, &at).await;
+        for step in &scene.steps[index + 1..] {
+            life.call(*step, &clients).await.expect(&at);
+            life.check(*step, &clients, &at).await;
+        }
+        self.place.expect_clean();
+        // Filesystems give space back in the background.
+        let goal = self.before - MIB;
+        wait_until_async(&format!("the capacity of before, {at}"), PATIENCE, async || {
+            (scene.capacity(&clients).await >= goal).then_some(())
+        })
+        .await;
+        hit
+    }
+}
+
+fn lacking() -> Option<String> {
+    let missing = missing(&["mkfs.xfs"]);
+    if !missing.is_empty() {
+        return Some(format!("needs {}", missing.join(", ")));
+    }
+    (!can_trace()).then(|| "needs the right to trace processes".to_owned())
+}
+
+macro_rules! needs_a_tracer {
+    () => {
+        needs_a_kernel!();
+        let lacking = lacking();
+        skip_unless!(lacking.is_none(), lacking.unwrap_or_default());
+    };
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn image_with_a_filesystem() {
+    needs_a_tracer!();
+    let scene = Scene { kind: "image", below: "xfs", capability: mounted(), parameters: &[], steps: WHOLE_LIFE };
+    die_everywhere(scene).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn thick_image() {
+    needs_a_tracer!();
+    let parameters = &[("provisioning", "thick")];
+    let scene = Scene { kind: "image", below: "xfs", capability: mounted(), parameters, steps: WHOLE_LIFE };
+    die_everywhere(scene).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn raw_image() {
+    needs_a_tracer!();
+    let scene = Scene { kind: "image", below: "xfs", capability: block(), parameters: &[], steps: WHOLE_LIFE };
+    die_everywhere(scene).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn directory() {
+    needs_a_tracer!();
+    let scene = Scene { kind: "directory", below: "xfs", capability: mounted(), parameters: &[], steps: WHOLE_LIFE };
+    die_everywhere(scene).await;
+}
