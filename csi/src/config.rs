@@ -1,5 +1,7 @@
 //! What the user may say about storage: the `storage` section of the NodeConfig.
 
+mod registration;
+
 use std::{
     collections::BTreeSet,
     fs, io,
@@ -17,6 +19,8 @@ use crate::{
     store::{self, Fitness, Remembered},
 };
 
+pub use registration::RegistrationSection;
+
 /// Filesystems that innocent Pods depend on: when the kubelet's or the images' fills up, Pods are evicted.
 const FILESYSTEMS_OF_OTHERS: [&str; 3] = ["/", "/var/lib/kubelet", "/var/lib/containerd"];
 
@@ -28,6 +32,8 @@ pub struct StorageSection {
     pub driver_name: String,
     /// Where the driver listens: `unix://` and an absolute path. Nothing else may lie in that folder.
     pub endpoint: String,
+    /// Whether and where the driver registers itself with the kubelet.
+    pub registration: RegistrationSection,
     /// Where volumes are kept.
     pub pools: Vec<PoolSection>,
 }
@@ -75,6 +81,7 @@ impl Default for StorageSection {
         Self {
             driver_name: "csi.keelson.dev".to_owned(),
             endpoint: "unix:///var/lib/kubelet/plugins/csi.keelson.dev/csi.sock".to_owned(),
+            registration: RegistrationSection::default(),
             pools: vec![PoolSection { allow_shared_filesystem: true, ..PoolSection::default() }],
         }
     }
@@ -98,6 +105,8 @@ pub struct StorageSettings {
     pub driver_name: String,
     /// The socket's path.
     pub socket: PathBuf,
+    /// The kubelet's directory that the driver registers itself in; `None`: it doesn't.
+    pub registration: Option<PathBuf>,
     /// The pools, in the order of the config; never empty.
     pub pools: Vec<PoolSettings>,
     /// The node's name: the node id, and the value of the topology key.
@@ -194,9 +203,13 @@ impl StorageSection {
             let remedy = "pools hold nothing but volumes; use a folder of its own";
             problems.push(Problem::new("storage.endpoint", &self.endpoint, wrong, remedy));
         }
+        if let Err(problem) = self.registration.validate(&self.driver_name, &paths) {
+            problems.push(problem);
+        }
         problems.into_result(StorageSettings {
             driver_name: self.driver_name.clone(),
             socket,
+            registration: self.registration.enabled.then(|| self.registration.directory.clone()),
             pools,
             node_name: node.name.clone(),
             state_dir: node.state_dir.clone(),

@@ -7,7 +7,12 @@ use keelson_proto::csi::v1::{
     controller_server::ControllerServer, identity_server::IdentityServer, node_server::NodeServer,
 };
 use prometheus_client::registry::Registry;
-use tokio::{net::UnixListener, sync::watch, task::JoinSet, time::timeout};
+use tokio::{
+    net::UnixListener,
+    sync::watch,
+    task::{JoinHandle, JoinSet},
+    time::timeout,
+};
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
@@ -15,6 +20,7 @@ use tonic::transport::Server;
 use crate::{
     StorageSettings,
     error::Error,
+    registration::{self, Registrant, keep_registered},
     service::{Metrics, ObserveLayer, Service, State},
     store::{Attachments, Pool},
 };
@@ -33,6 +39,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Driver {
     service: Service,
+    registration: registration::Metrics,
 }
 
 impl Driver {
@@ -45,20 +52,21 @@ impl Driver {
         let attachments =
             Attachments::open(&settings.state_dir).map_err(|error| Error::State { reason: error_chain(&error) })?;
         let metrics = Metrics::register(registry);
-        Ok(Self { service: Service::new(State::new(settings, attachments, metrics)) })
+        let registration = registration::Metrics::register(registry);
+        Ok(Self { service: Service::new(State::new(settings, attachments, metrics)), registration })
     }
 
     /// Adopts the volumes in the pools and serves until `shutdown` fires; then lets the running operations end and
     /// removes the socket.
     ///
-    /// `ready` carries `Ok` while the socket is served, and the reason while it is not.
+    /// `ready` carries `Ok` while the socket is served and no kubelet refuses the driver, else the reason.
     ///
     /// # Errors
     ///
     /// When the socket can't be bound or served. A pool that isn't there (its disk isn't mounted) is no error: its
     /// calls answer UNAVAILABLE until it is.
     pub async fn run(self, ready: watch::Sender<Result<(), String>>, shutdown: CancellationToken) -> Result<(), Error> {
-        let Self { service } = self;
+        let Self { service, registration } = self;
         let path = service.state().settings.socket.clone();
         let listen = |source| Error::Listen { path: path.clone(), source };
         if let Some(directory) = path.parent() {
@@ -80,6 +88,8 @@ impl Driver {
         tracing::info!(socket = %path.display(), "serving CSI");
         // What it was before doesn't matter.
         let _ = ready.send_replace(Ok(()));
+        // What a kubelet calls at once is served.
+        let registered = register(&service, registration, &ready, shutdown.child_token());
         let mut server = std::pin::pin!(server);
         let served = tokio::select! {
             served = &mut server => served,
@@ -89,6 +99,7 @@ impl Driver {
                 timeout(CONNECTION_GRACE, server).await.unwrap_or(Ok(()))
             }
         };
+        registered.end().await;
         let _ = ready.send_replace(Err("not serving".to_owned()));
         // What a client no longer waits for runs on, too.
         let tasks = &service.state().tasks;
@@ -99,6 +110,45 @@ impl Driver {
             service.state().pools.iter().for_each(Pool::release);
         }
         served.map_err(|source| Error::Serve { path, source })
+    }
+}
+
+/// The task that keeps the driver registered.
+struct Registered {
+    task: Option<JoinHandle<()>>,
+    stop: CancellationToken,
+}
+
+/// Registers the driver with the kubelet, if the config wants that.
+fn register(
+    service: &Service,
+    metrics: registration::Metrics,
+    ready: &watch::Sender<Result<(), String>>,
+    stop: CancellationToken,
+) -> Registered {
+    let settings = &service.state().settings;
+    let task = settings.registration.clone().map(|directory| {
+        let registrant = Registrant {
+            driver_name: settings.driver_name.clone(),
+            endpoint: settings.socket.clone(),
+            directory,
+            metrics,
+            ready: ready.clone(),
+        };
+        tokio::spawn(keep_registered(registrant, stop.clone()))
+    });
+    Registered { task, stop }
+}
+
+impl Registered {
+    /// Takes the registration away.
+    async fn end(self) {
+        self.stop.cancel();
+        if let Some(task) = self.task
+            && let Err(error) = task.await
+        {
+            tracing::error!(%error, "what kept the driver registered ended before");
+        }
     }
 }
 

@@ -9,10 +9,11 @@ mod driver;
 mod error;
 mod kernel;
 mod policy;
+mod registration;
 mod service;
 mod store;
 
-pub use config::{PoolKind, PoolSection, PoolSettings, StorageSection, StorageSettings};
+pub use config::{PoolKind, PoolSection, PoolSettings, RegistrationSection, StorageSection, StorageSettings};
 pub use driver::Driver;
 pub use error::Error;
 pub use kernel::{Helper, helper_main};

@@ -51,6 +51,7 @@ fn the_default_is_what_the_documentation_prints() {
         json!({
             "driverName": "csi.keelson.dev",
             "endpoint": "unix:///var/lib/kubelet/plugins/csi.keelson.dev/csi.sock",
+            "registration": {"enabled": true, "directory": "/var/lib/kubelet/plugins_registry"},
             "pools": [{
                 "name": "default",
                 "path": "/var/lib/keelson/pools/default",
@@ -167,6 +168,13 @@ fn driver_name_endpoint_and_node_are_checked() {
         check(&json!({"endpoint": endpoint}), "storage.endpoint");
     }
     check(&json!({"endpoint": format!("unix:///{}", "x".repeat(103))}), "storage.endpoint");
+    for directory in ["plugins_registry", "/", "/a/../b", "/proc/version", &format!("/{}", "x".repeat(100))] {
+        check(&json!({"registration": {"directory": directory}}), "storage.registration.directory");
+        let off = json!({"registration": {"directory": directory, "enabled": false}});
+        let problems = section(&off).validate(&node(Path::new("/nonexistent"))).err();
+        let about = |problem: &keelson_host::Problem| problem.path.starts_with("storage.registration");
+        assert!(!problems.is_some_and(|problems| problems.0.iter().any(about)));
+    }
     let long = Node { name: "n".repeat(64), ..node(Path::new("/nonexistent")) };
     let problems = StorageSection::default().validate(&long).unwrap_err();
     assert!(problems.0.iter().any(|problem| problem.path == "nodeName"), "{problems}");

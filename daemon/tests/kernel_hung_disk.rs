@@ -83,6 +83,7 @@ fn a_disk_that_hangs_at_the_start_leaves_health_and_a_stop() {
          observability: {{address: \"127.0.0.1:0\"}}\n\
          storage:\n\
          \x20 endpoint: unix://{root}/csi/csi.sock\n\
+         \x20 registration: {{enabled: false}}\n\
          \x20 pools: [{{name: a, path: {root}/pool, kind: directory, allowSharedFilesystem: true}}]\n",
         root = root.display()
     );

@@ -42,6 +42,7 @@ fn what_keelson_put_on_the_node_is_taken_away_and_volumes_stay() {
              network: {{name: test, bridge: kl-uninstall, confDir: {here}/conf, binDir: {here}/bin}}\n\
              storage:\n\
              \x20 endpoint: unix://{here}/csi.sock\n\
+             \x20 registration: {{enabled: false}}\n\
              \x20 pools: [{{name: a, path: {here}/pool, kind: directory, allowSharedFilesystem: true}}]\n\
              devices:\n\
              \x20 kubeletDir: {here}\n\

@@ -64,6 +64,7 @@ impl Fixture {
              network: {{name: test, confDir: {root}/cni/conf, binDir: {root}/cni/bin}}\n\
              storage:\n\
              \x20 endpoint: unix://{root}/csi/csi.sock\n\
+             \x20 registration: {{enabled: false}}\n\
              \x20 pools: [{{name: a, path: {root}/pool, kind: directory, allowSharedFilesystem: true}}]\n\
              devices: {{kubeletDir: {root}/kubelet, cdiDir: {root}/cdi}}\n\
              pinning: {{socket: {root}/nri.sock}}\n"

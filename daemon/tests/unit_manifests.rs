@@ -313,6 +313,7 @@ fn what_a_plugin_writes_is_mounted_at_the_hosts_own_path() {
         ("network", value("network.confDir"), None),
         ("network", value("network.binDir"), None),
         ("storage", value("storage.endpoint"), Some("Bidirectional")),
+        ("storage", value("storage.registration.directory"), Some("Bidirectional")),
         // Where the kubelet has volumes staged and published; what is mounted there has to reach the host.
         ("storage", "/var/lib/kubelet/plugins/kubernetes.io/csi".to_owned(), Some("Bidirectional")),
         ("storage", "/var/lib/kubelet/pods".to_owned(), Some("Bidirectional")),

@@ -54,6 +54,6 @@ pub use node::Node;
 pub use pci::{PciFunction, pci_functions};
 pub use problem::{Problem, Problems, parse_section};
 pub use root::HostRoot;
-pub use socket::{LONGEST_SOCKET_PATH, PrivateSocket};
+pub use socket::{LONGEST_SOCKET_PATH, PrivateSocket, is_dead_socket};
 pub use topology::{Cpu, NumaNode, Topology};
 pub use tree::{boot_id, read_text};

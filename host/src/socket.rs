@@ -12,6 +12,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rustix::{
+    io::Errno,
+    net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with},
+};
+
 /// The most bytes of a Unix socket's path: `sun_path` holds 108, the last of them a NUL (unix(7)).
 pub const LONGEST_SOCKET_PATH: usize = 107;
 
@@ -36,7 +41,16 @@ impl PrivateSocket {
     /// `InvalidInput` for a path over 107 bytes, `AlreadyExists` if the path is there and is no socket, else the
     /// error of the failing call.
     pub fn bind(path: &Path) -> io::Result<(UnixListener, Self)> {
-        let temporary = path.with_extension("tmp");
+        Self::bind_through(path, &path.with_extension("tmp"))
+    }
+
+    /// [`PrivateSocket::bind`] with a temporary name of one's own in the same directory, where others look at what
+    /// appears there.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn bind_through(path: &Path, temporary: &Path) -> io::Result<(UnixListener, Self)> {
         if path.as_os_str().len().max(temporary.as_os_str().len()) > LONGEST_SOCKET_PATH {
             let message = format!(
                 "socket path {} is longer than {LONGEST_SOCKET_PATH} bytes; choose a shorter one",
@@ -45,10 +59,10 @@ impl PrivateSocket {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
         }
         remove_socket(path, false)?;
-        remove_socket(&temporary, true)?;
-        let listener = UnixListener::bind(&temporary)?;
-        fs::set_permissions(&temporary, fs::Permissions::from_mode(0o600))?;
-        fs::rename(&temporary, path)?;
+        remove_socket(temporary, true)?;
+        let listener = UnixListener::bind(temporary)?;
+        fs::set_permissions(temporary, fs::Permissions::from_mode(0o600))?;
+        fs::rename(temporary, path)?;
         listener.set_nonblocking(true)?;
         let metadata = fs::symlink_metadata(path)?;
         Ok((listener, Self { path: path.to_owned(), identity: (metadata.st_dev(), metadata.st_ino()) }))
@@ -73,6 +87,21 @@ impl Drop for PrivateSocket {
             // The process is ending; the next start replaces what could not be removed.
             let _ = fs::remove_file(&self.path);
         }
+    }
+}
+
+/// Whether the socket at `path` is one that nobody listens on. A listener whose queue is full answers EAGAIN, and is
+/// alive.
+///
+/// # Errors
+///
+/// When no socket can be made, or for a path that is longer than a socket's can be.
+pub fn is_dead_socket(path: &Path) -> io::Result<bool> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    match connect(&socket, &SocketAddrUnix::new(path)?) {
+        Err(Errno::CONNREFUSED) => Ok(true),
+        Ok(()) | Err(_) => Ok(false),
     }
 }
 
@@ -117,6 +146,17 @@ mod tests {
         assert!(!old_guard.is_in_place());
         drop(old_guard);
         UnixStream::connect(&path).unwrap();
+    }
+
+    #[test]
+    fn a_socket_is_dead_once_its_listener_is_gone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("csi.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        assert!(!is_dead_socket(&path).unwrap());
+        drop(listener);
+        assert!(is_dead_socket(&path).unwrap());
+        assert!(!is_dead_socket(&directory.path().join("none")).unwrap(), "what isn't there is not dead");
     }
 
     #[test]

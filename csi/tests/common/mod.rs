@@ -96,6 +96,8 @@ impl Place {
     pub(crate) fn section(&self, kind: &str) -> Value {
         json!({
             "endpoint": format!("unix://{}", self.socket().display()),
+            // Not with a kubelet that this machine may have.
+            "registration": {"enabled": false},
             "pools": [{"name": "pool", "path": self.path("pool"), "kind": kind, "allowSharedFilesystem": true}],
         })
     }
@@ -184,6 +186,7 @@ pub(crate) struct Running {
     pub(crate) controller: ControllerClient<Channel>,
     pub(crate) node: NodeClient<Channel>,
     pub(crate) registry: Registry,
+    ready: watch::Receiver<Result<(), String>>,
     shutdown: CancellationToken,
     task: JoinHandle<Result<(), keelson_csi::Error>>,
 }
@@ -213,6 +216,7 @@ impl Running {
             controller: ControllerClient::new(channel.clone()),
             node: NodeClient::new(channel),
             registry,
+            ready,
             shutdown,
             task,
         }
@@ -222,6 +226,11 @@ impl Running {
     pub(crate) async fn stop(self) {
         self.shutdown.cancel();
         self.task.await.unwrap().unwrap();
+    }
+
+    /// Whether it says that it is ready, and else why not.
+    pub(crate) fn ready(&self) -> Result<(), String> {
+        self.ready.borrow().clone()
     }
 
     /// What a scrape of the metrics shows.

@@ -6,10 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::{
-    io::Errno,
-    net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with},
-};
+use keelson_host::is_dead_socket;
 use uuid::Uuid;
 
 const PREFIX: &str = "keelson-";
@@ -66,7 +63,7 @@ pub(crate) fn sweep_dead_sockets(directory: &Path) -> io::Result<()> {
         let name = name.to_string_lossy();
         // Bound under a temporary name first: see `PrivateSocket`.
         let ours = name.starts_with(PREFIX) && (name.ends_with(SUFFIX) || name.ends_with(".tmp"));
-        if ours && entry.file_type()?.is_socket() && is_dead(&entry.path())? {
+        if ours && entry.file_type()?.is_socket() && is_dead_socket(&entry.path())? {
             match fs::remove_file(entry.path()) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 Ok(()) | Err(_) => {}
@@ -74,14 +71,4 @@ pub(crate) fn sweep_dead_sockets(directory: &Path) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Whether nobody listens on the socket. A listener whose queue is full answers EAGAIN, and is alive.
-fn is_dead(path: &Path) -> io::Result<bool> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    match connect(&socket, &SocketAddrUnix::new(path)?) {
-        Err(Errno::CONNREFUSED) => Ok(true),
-        Ok(()) | Err(_) => Ok(false),
-    }
 }

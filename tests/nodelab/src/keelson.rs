@@ -162,6 +162,8 @@ network:
 storage:
   driverName: {DRIVER}
   endpoint: unix://{endpoint}
+  # The lab calls the driver at its socket: it has no plugin watcher.
+  registration: {{enabled: false}}
   pools: [{{name: default, path: {root}/pool, kind: image, allowSharedFilesystem: true}}]
 devices:
   kubeletDir: {root}/kubelet/device-plugins
