@@ -11,7 +11,7 @@ use rustix::fs::FileType;
 
 use super::{
     KernelError,
-    loop_device::{self, LoopDevice},
+    loop_device::{self, LoopDevice, LoopError},
     mount::MountTable,
     path,
 };
@@ -35,9 +35,23 @@ enum Content {
 impl Presence {
     /// Looks for the volume whose image or directory is `path`.
     pub(crate) fn read(root: &HostRoot, path: &Path, content: ContentKind) -> Result<Self, KernelError> {
+        Self::read_by(root, path, content, loop_device::find)
+    }
+
+    /// The same by a look at all loop devices there are: for the time when one that is missed costs data.
+    pub(crate) fn read_anew(root: &HostRoot, path: &Path, content: ContentKind) -> Result<Self, KernelError> {
+        Self::read_by(root, path, content, loop_device::find_anew)
+    }
+
+    fn read_by(
+        root: &HostRoot,
+        path: &Path,
+        content: ContentKind,
+        find: fn(&HostRoot, &Path) -> Result<Vec<LoopDevice>, LoopError>,
+    ) -> Result<Self, KernelError> {
         let content = match content {
-            ContentKind::Block => Content::Block(loop_device::find(root, path)?),
-            ContentKind::Filesystem(_) => Content::Filesystem(loop_device::find(root, path)?),
+            ContentKind::Block => Content::Block(find(root, path)?),
+            ContentKind::Filesystem(_) => Content::Filesystem(find(root, path)?),
             ContentKind::Directory => {
                 let identity = match fs::metadata(path) {
                     Ok(found) => Some((found.dev(), found.ino())),

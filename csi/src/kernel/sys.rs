@@ -10,7 +10,10 @@ use std::{
 const LOOP_CLR_FD: libc::Ioctl = 0x4C01;
 const LOOP_SET_STATUS64: libc::Ioctl = 0x4C04;
 const LOOP_GET_STATUS64: libc::Ioctl = 0x4C05;
+const LOOP_SET_CAPACITY: libc::Ioctl = 0x4C07;
+const LOOP_SET_DIRECT_IO: libc::Ioctl = 0x4C08;
 const LOOP_CONFIGURE: libc::Ioctl = 0x4C0A;
+const LOOP_CTL_REMOVE: libc::Ioctl = 0x4C81;
 const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4C82;
 /// include/uapi/linux/fs.h: `_IOR(0x15, 0, struct fsuuid2)`, `_IOR(0x12, 114, size_t)`
 const FS_IOC_GETFSUUID: libc::Ioctl = 0x8011_1500;
@@ -97,10 +100,22 @@ pub(crate) fn loop_get_free(control: BorrowedFd<'_>) -> io::Result<u32> {
     u32::try_from(number).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))
 }
 
-/// Binds `file` to a free loop device in one step; `EBUSY` if another was faster.
-pub(crate) fn loop_configure(device: BorrowedFd<'_>, file: BorrowedFd<'_>, info: LoopInfo) -> io::Result<()> {
+/// Removes the loop device of that number; `EBUSY` if it is bound or open, `ENODEV` if there is none.
+pub(crate) fn loop_remove(control: BorrowedFd<'_>, number: u32) -> io::Result<()> {
+    let number = RawFd::try_from(number).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    ioctl_value(control, LOOP_CTL_REMOVE, number).map(drop)
+}
+
+/// Binds `file` to a free loop device in one step; `EBUSY` if another was faster. A `block_size` of 0 leaves the choice
+/// of its logical blocks to the kernel.
+pub(crate) fn loop_configure(
+    device: BorrowedFd<'_>,
+    file: BorrowedFd<'_>,
+    block_size: u32,
+    info: LoopInfo,
+) -> io::Result<()> {
     let file = u32::try_from(file.as_raw_fd()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-    let mut config = LoopConfig { file, block_size: 0, info, reserved: [0; 8] };
+    let mut config = LoopConfig { file, block_size, info, reserved: [0; 8] };
     ioctl_pointer(device, LOOP_CONFIGURE, &mut config).map(drop)
 }
 
@@ -114,6 +129,16 @@ pub(crate) fn loop_status(device: BorrowedFd<'_>) -> io::Result<LoopInfo> {
 /// Changes the loop device's flags and label.
 pub(crate) fn loop_set_status(device: BorrowedFd<'_>, mut info: LoopInfo) -> io::Result<()> {
     ioctl_pointer(device, LOOP_SET_STATUS64, &mut info).map(drop)
+}
+
+/// Makes the loop device as large as its file is now.
+pub(crate) fn loop_set_capacity(device: BorrowedFd<'_>) -> io::Result<()> {
+    ioctl_value(device, LOOP_SET_CAPACITY, 0).map(drop)
+}
+
+/// Switches the loop device's direct I/O on or off; `EINVAL` if its file or its block size doesn't allow it.
+pub(crate) fn loop_set_direct_io(device: BorrowedFd<'_>, direct_io: bool) -> io::Result<()> {
+    ioctl_value(device, LOOP_SET_DIRECT_IO, RawFd::from(direct_io)).map(drop)
 }
 
 /// Unbinds the loop device: at once, or at its last close if others have it open.

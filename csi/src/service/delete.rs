@@ -49,10 +49,10 @@ pub(super) fn delete(state: &State, request: &DeleteVolumeRequest) -> Result<Del
     };
     let kind = record.content.kind();
     let (root, content) = (&state.settings.root, content_path(&pool.folder(&record.id), kind));
-    let mut presence = Presence::read(root, &content, kind)?;
+    let mut presence = Presence::read_anew(root, &content, kind)?;
     if presence.is_letting_go() {
         loop_device::detach(root, &content).map_err(KernelError::from)?;
-        presence = Presence::read(root, &content, kind)?;
+        presence = Presence::read_anew(root, &content, kind)?;
     }
     if let Some(by) = presence.use_of() {
         return Err(DeleteError::InUse { id: id.to_owned(), by });

@@ -8,10 +8,10 @@ use uuid::Uuid;
 use super::{Guard, Pending, State};
 use crate::{
     kernel::{
-        BindSource, Hold, KernelError, Presence, Request, loop_device, path,
+        BindSource, Discard, Hold, KernelError, LoopOptions, Presence, Request, loop_device, path,
         superblock::{self, Signature},
     },
-    policy::{Access, Capability, Content, FilesystemType, MountOptions, TargetPath},
+    policy::{Access, Capability, Content, FilesystemType, MountOptions, Provisioning, TargetPath},
     store::{Attachment, LookupError, Pool, RecordError, Unavailable, VolumeRecord, content_path, data, image},
 };
 
@@ -204,7 +204,8 @@ impl<'a> Volume<'a> {
     fn attach(&self, read_only: bool) -> Result<PathBuf, VolumeError> {
         let (root, path) = (&self.state.settings.root, image(&self.folder));
         let label = self.record.id.as_str();
-        let device = loop_device::attach(root, &path, label, read_only).map_err(KernelError::from)?;
+        let options = LoopOptions { read_only, ..self.loop_options() };
+        let device = loop_device::attach(root, &path, label, &options).map_err(KernelError::from)?;
         let found = device.bytes().map_err(KernelError::from)?;
         if found != self.record.bytes {
             return Err(VolumeError::WrongSize { id: self.id(), wanted: self.record.bytes, found });
@@ -212,6 +213,15 @@ impl<'a> Volume<'a> {
         let (node, direct_io) = (device.node.display(), device.direct_io);
         tracing::debug!(volume = %self.record.id, device = %node, direct_io, read_only, "loop device is bound");
         Ok(device.node)
+    }
+
+    /// What its loop devices are to be like.
+    fn loop_options(&self) -> LoopOptions {
+        let discard = match self.record.provisioning {
+            Provisioning::Thin => Discard::Allowed,
+            Provisioning::Thick => Discard::Refused,
+        };
+        LoopOptions { read_only: false, direct_io: true, read_ahead_kib: None, discard }
     }
 
     /// Lets go of its loop devices.
