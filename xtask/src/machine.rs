@@ -20,9 +20,11 @@ pub(crate) struct Package {
 }
 
 /// What every tier but the unit tier needs.
-pub(crate) const PACKAGES: [Package; 9] = [
+pub(crate) const PACKAGES: [Package; 11] = [
     Package { name: "runc", program: "runc", purpose: "the OCI runtime below containerd" },
     Package { name: "e2fsprogs", program: "mkfs.ext4", purpose: "formats volumes" },
+    Package { name: "btrfs-progs", program: "mkfs.btrfs", purpose: "formats volumes and pools of subvolumes" },
+    Package { name: "xfsprogs", program: "mkfs.xfs", purpose: "formats volumes and pools" },
     Package { name: "busybox-static", program: "busybox", purpose: "the content of the test images" },
     Package { name: "nftables", program: "nft", purpose: "shows what was made in the kernel" },
     Package { name: "iproute2", program: "ip", purpose: "shows links and addresses" },

@@ -11,6 +11,8 @@ pub(crate) mod path;
 mod presence;
 #[allow(dead_code, reason = "for snapshots and clones, which are being built")]
 pub(crate) mod reflink;
+#[allow(dead_code, reason = "the pools of subvolumes come next")]
+pub(crate) mod subvolume;
 #[allow(dead_code, reason = "set_ext4_uuid is for volumes made from templates, which are being built")]
 pub(crate) mod superblock;
 mod sys;

@@ -235,7 +235,7 @@ pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, set: u64) -> io::Result<()> {
 }
 
 /// An ioctl whose argument is a number.
-fn ioctl_value(file: BorrowedFd<'_>, request: libc::Ioctl, value: RawFd) -> io::Result<c_int> {
+pub(super) fn ioctl_value(file: BorrowedFd<'_>, request: libc::Ioctl, value: RawFd) -> io::Result<c_int> {
     #[expect(unsafe_code, reason = "no crate of ours wraps these requests")]
     // SAFETY: the requests that come here take a number, so the kernel follows no pointer.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), request, value) };
@@ -243,7 +243,7 @@ fn ioctl_value(file: BorrowedFd<'_>, request: libc::Ioctl, value: RawFd) -> io::
 }
 
 /// An ioctl whose argument is a struct that the kernel reads or fills.
-fn ioctl_pointer<T>(file: BorrowedFd<'_>, request: libc::Ioctl, argument: &mut T) -> io::Result<c_int> {
+pub(super) fn ioctl_pointer<T>(file: BorrowedFd<'_>, request: libc::Ioctl, argument: &mut T) -> io::Result<c_int> {
     #[expect(unsafe_code, reason = "no crate of ours wraps these requests")]
     // SAFETY: every caller passes the type that its request is defined for, `repr(C)` and valid for any bit pattern,
     // and it outlives the call.
