@@ -32,7 +32,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::mount;
-use crate::policy::{MountOptions, TargetPath};
+use crate::policy::{FilesystemType, MountOptions, TargetPath};
 
 /// Programs that helpers execute come from here, whatever the environment says.
 const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
@@ -52,9 +52,9 @@ pub struct Helper {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Request {
-    /// Mounts the ext4 filesystem on a device.
+    /// Mounts the filesystem on a device.
     #[serde(rename_all = "camelCase")]
-    Mount { device: PathBuf, target: TargetPath, options: MountOptions },
+    Mount { filesystem: FilesystemType, device: PathBuf, target: TargetPath, options: MountOptions },
     /// Mounts a directory or a device node a second time.
     #[serde(rename_all = "camelCase")]
     Bind { source: BindSource, target: TargetPath, options: MountOptions },
@@ -269,7 +269,9 @@ pub fn helper_main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let done = end_with_the_driver(&request).and_then(|()| match &request {
-        Request::Mount { device, target, options } => mount::perform_mount(device, target, options),
+        Request::Mount { filesystem, device, target, options } => {
+            mount::perform_mount(*filesystem, device, target, options)
+        }
         Request::Bind { source, target, options } => mount::perform_bind(source, target, options),
         Request::Unmount { target } => mount::perform_unmount(target),
         Request::Become { program, arguments } => Err(become_program(program, arguments)),

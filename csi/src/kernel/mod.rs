@@ -4,6 +4,7 @@
 #[allow(dead_code, reason = "for snapshots and their accounting, which are being built")]
 pub(crate) mod extents;
 pub(crate) mod filesystem;
+pub(crate) mod format;
 mod helper;
 pub(crate) mod loop_device;
 mod mount;

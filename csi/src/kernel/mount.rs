@@ -5,13 +5,16 @@
 use std::{io, os::fd::AsFd, path::Path};
 
 use keelson_host::{HostRoot, InspectError, Mount};
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, fsconfig_create,
-    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+use rustix::{
+    fs::FileType,
+    mount::{
+        FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, fsconfig_create,
+        fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+    },
 };
 
 use super::{helper::BindSource, path, sys};
-use crate::policy::{MountOptions, TargetPath};
+use crate::policy::{FilesystemType, MountOptions, TargetPath};
 
 /// The mounts of this process's own namespace: those that it makes are among them.
 #[derive(Debug)]
@@ -29,13 +32,25 @@ impl MountTable {
 
     /// Where filesystems of the block device are mounted.
     pub(crate) fn of_device(&self, device: (u32, u32)) -> impl Iterator<Item = &Mount> {
-        self.0.iter().filter(move |mount| mount.device == device)
+        self.0.iter().filter(move |mount| shows(mount, device))
     }
 
     /// Where a directory or file is mounted a second time, found by how its path within its filesystem ends.
     pub(crate) fn of_root_ending_with<'a>(&'a self, end: &'a Path) -> impl Iterator<Item = &'a Mount> {
         self.0.iter().filter(move |mount| mount.root.ends_with(end))
     }
+}
+
+/// Whether a filesystem of the block device is what `mount` shows. One of btrfs has a number of its own there instead
+/// of the device's; but its source is the device's node, in the kernel's own words.
+pub(super) fn shows(mount: &Mount, device: (u32, u32)) -> bool {
+    let is_node = |source: &Path| {
+        rustix::fs::stat(source).is_ok_and(|found| {
+            FileType::from_raw_mode(found.st_mode) == FileType::BlockDevice
+                && (rustix::fs::major(found.st_rdev), rustix::fs::minor(found.st_rdev)) == device
+        })
+    };
+    mount.device == device || (mount.kind == FilesystemType::Btrfs.as_str() && is_node(Path::new(&mount.source)))
 }
 
 /// A system call that failed in the helper.
@@ -61,15 +76,26 @@ pub(crate) const SET_OPTION: &str = "setting an option of mount_flags";
 /// together, that the volume lacks something for, or that name a device or a block that isn't there.
 pub(crate) const MOUNT_WITH_OPTIONS: &str = "mounting the filesystem with the options of mount_flags";
 
-/// Mounts the ext4 filesystem on `device` at `target`.
-pub(super) fn perform_mount(device: &Path, target: &TargetPath, options: &MountOptions) -> Result<(), StepError> {
+/// Mounts the filesystem on `device` at `target`.
+///
+/// xfs refuses a filesystem whose UUID another mounted one has, unless told `nouuid`; a clone has its source's.
+pub(super) fn perform_mount(
+    filesystem: FilesystemType,
+    device: &Path,
+    target: &TargetPath,
+    options: &MountOptions,
+) -> Result<(), StepError> {
     let target = path::open(target).map_err(io_step("opening the target"))?;
-    let context = fsopen("ext4", FsOpenFlags::FSOPEN_CLOEXEC).map_err(step("opening a filesystem context"))?;
+    let context =
+        fsopen(filesystem.as_str(), FsOpenFlags::FSOPEN_CLOEXEC).map_err(step("opening a filesystem context"))?;
     let quote = |name: &'static str| {
         let context = context.as_fd();
         move |source: rustix::io::Errno| StepError { step: name, source: source.into(), detail: messages(context) }
     };
     fsconfig_set_string(&context, "source", device).map_err(quote("naming the device"))?;
+    if filesystem == FilesystemType::Xfs {
+        fsconfig_set_flag(&context, "nouuid").map_err(quote("allowing a UUID that is mounted already"))?;
+    }
     for option in &options.filesystem {
         match option.split_once('=') {
             Some((key, value)) => fsconfig_set_string(&context, key, value),
@@ -126,5 +152,70 @@ pub(super) fn perform_unmount(target: &TargetPath) -> Result<(), StepError> {
         // umount(2): EINVAL, target is not a mount point.
         Ok(()) | Err(rustix::io::Errno::INVAL) => Ok(()),
         Err(error) => Err(step("unmounting")(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use keelson_testkit::{is_root, missing, skip_unless};
+
+    use super::*;
+    use crate::kernel::{
+        Discard, HelperError, LoopOptions, Request,
+        format::format,
+        loop_device,
+        reflink::clone_file,
+        testing::{Scratch, helper, run},
+    };
+
+    fn mount(filesystem: FilesystemType, image: &Path, target: &Path, options: &[&str]) -> Result<(), HelperError> {
+        let as_is = LoopOptions { read_only: false, direct_io: true, read_ahead_kib: None, discard: Discard::Allowed };
+        let device = loop_device::attach(&HostRoot::system(), image, "test", &as_is).unwrap().node;
+        let target = TargetPath::try_from(target.to_str().unwrap().to_owned()).unwrap();
+        let flags: Vec<String> = options.iter().map(|option| (*option).to_owned()).collect();
+        let options = MountOptions::parse(&flags).unwrap();
+        helper().run(&Request::Mount { filesystem, device, target, options }, Arc::new(()))
+    }
+
+    #[test]
+    fn an_xfs_filesystem_and_its_clone_are_mounted_at_once() {
+        skip_unless!(is_root(), "needs root to mount");
+        skip_unless!(missing(&["mkfs.xfs"]).is_empty(), "needs xfsprogs");
+        let pool = Scratch::new("xfs", 1 << 10);
+        let directory = |name: &str| {
+            let path = pool.root().join(name);
+            std::fs::create_dir(&path).unwrap();
+            path
+        };
+        let (first, second) = (directory("first"), directory("second"));
+        let image = std::fs::File::create_new(first.join("image")).unwrap();
+        image.set_len(300 << 20).unwrap();
+        let (uuid, hold) = (uuid::Uuid::from_u128(7), Arc::new(()));
+        format(&helper(), FilesystemType::Xfs, &first.join("image"), uuid, hold).unwrap();
+        clone_file(&image, &second.join("image")).unwrap();
+        let (here, there) = (directory("here"), directory("there"));
+        mount(FilesystemType::Xfs, &first.join("image"), &here, &["nouuid"]).unwrap();
+        mount(FilesystemType::Xfs, &second.join("image"), &there, &[]).unwrap();
+        std::fs::write(here.join("a"), b"1").unwrap();
+        assert!(!there.join("a").exists());
+        for (mounted, folder) in [(&here, &first), (&there, &second)] {
+            run("umount", &[mounted.to_str().unwrap()]);
+            loop_device::detach(&HostRoot::system(), &folder.join("image")).unwrap();
+        }
+    }
+
+    #[test]
+    fn an_option_that_the_filesystem_refuses_is_told_from_a_bad_disk() {
+        skip_unless!(is_root(), "needs root to mount");
+        skip_unless!(missing(&["mkfs.ext4", "mkfs.xfs", "mkfs.btrfs"]).is_empty(), "needs the mkfs programs");
+        for filesystem in FilesystemType::ALL {
+            let scratch = Scratch::formatted(filesystem.as_str(), 320);
+            let error = mount(filesystem, &scratch.image(), &scratch.root(), &["no-such-option=1"]).unwrap_err();
+            assert!(matches!(&error, HelperError::Step { step, .. } if step == SET_OPTION), "{error}");
+            let error = mount(FilesystemType::ALL[0], &scratch.image(), &scratch.root(), &[]);
+            assert_eq!(error.is_ok(), filesystem == FilesystemType::Ext4, "{error:?}");
+        }
     }
 }

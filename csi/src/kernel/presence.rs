@@ -12,7 +12,7 @@ use rustix::fs::FileType;
 use super::{
     KernelError,
     loop_device::{self, LoopDevice, LoopError},
-    mount::MountTable,
+    mount::{MountTable, shows},
     path,
 };
 use crate::policy::{ContentKind, TargetPath};
@@ -69,7 +69,7 @@ impl Presence {
     pub(crate) fn is_at(&self, path: &TargetPath) -> Result<bool, KernelError> {
         let Some(mount) = self.table.at(path) else { return Ok(false) };
         if let Content::Filesystem(devices) = &self.content {
-            return Ok(devices.iter().any(|device| device.device() == mount.device));
+            return Ok(devices.iter().any(|device| shows(mount, device.device())));
         }
         let Some(found) = path::look(path).map_err(KernelError::path(path.as_path()))? else { return Ok(false) };
         Ok(match &self.content {

@@ -196,7 +196,7 @@ impl Capability {
                 if filesystem.is_empty() || filesystem == found.as_str() {
                     return Ok(());
                 }
-                Err(format!("the filesystem {filesystem:?} is not offered; use {found} or leave it out"))
+                Err(format!("its filesystem is {found}, not {filesystem:?}"))
             }
             (Access::Mount { filesystem, options }, ContentKind::Directory) => {
                 if !filesystem.is_empty() {
@@ -220,6 +220,19 @@ impl Capability {
     }
 }
 
+/// The filesystem that the first capability with a name wants; ext4 where none has one.
+fn wanted_filesystem(capabilities: &[Capability]) -> Result<FilesystemType, String> {
+    let named = capabilities.iter().find_map(|capability| match &capability.access {
+        Access::Mount { filesystem, .. } => Some(filesystem.as_str()).filter(|name| !name.is_empty()),
+        Access::Block => None,
+    });
+    let Some(name) = named else { return Ok(FilesystemType::Ext4) };
+    FilesystemType::named(name).ok_or_else(|| {
+        let offered = FilesystemType::ALL.map(FilesystemType::as_str).join(", ");
+        format!("the filesystem {name:?} is not offered; use one of {offered}, or leave it out")
+    })
+}
+
 /// What a volume in a pool of `kind` has to be to serve all `capabilities`.
 ///
 /// # Errors
@@ -229,7 +242,7 @@ pub(crate) fn content_for(kind: PoolKind, capabilities: &[Capability]) -> Result
     let block = capabilities.iter().any(|capability| capability.access == Access::Block);
     let content = match (kind, block) {
         (PoolKind::Image, true) => ContentKind::Block,
-        (PoolKind::Image, false) => ContentKind::Filesystem(FilesystemType::Ext4),
+        (PoolKind::Image, false) => ContentKind::Filesystem(wanted_filesystem(capabilities)?),
         (PoolKind::Directory, _) => ContentKind::Directory,
         (PoolKind::Subvolume, _) => return Err("pools of kind subvolume are not built yet".to_owned()),
     };
@@ -292,9 +305,12 @@ pub(super) mod tests {
         assert_eq!(content(PoolKind::Image, vec![Access::Block]), Ok(ContentKind::Block));
         assert_eq!(content(PoolKind::Image, vec![mount("", &["discard"])]), Ok(EXT4));
         assert_eq!(content(PoolKind::Image, vec![mount("ext4", &[]), mount("", &[])]), Ok(EXT4));
+        let xfs = ContentKind::Filesystem(FilesystemType::Xfs);
+        assert_eq!(content(PoolKind::Image, vec![mount("", &[]), mount("xfs", &[])]), Ok(xfs));
         assert_eq!(content(PoolKind::Directory, vec![mount("", &["noatime"])]), Ok(ContentKind::Directory));
         for (kind, accesses) in [
-            (PoolKind::Image, vec![mount("xfs", &[])]),
+            (PoolKind::Image, vec![mount("ext3", &[])]),
+            (PoolKind::Image, vec![mount("xfs", &[]), mount("ext4", &[])]),
             (PoolKind::Image, vec![mount("", &[]), Access::Block]),
             (PoolKind::Directory, vec![Access::Block]),
             (PoolKind::Directory, vec![mount("ext4", &[])]),
@@ -308,7 +324,7 @@ pub(super) mod tests {
     fn access() -> impl Strategy<Value = Access> {
         prop_oneof![
             Just(Access::Block),
-            ("|ext4|xfs", proptest::sample::subsequence(vec!["ro", "noexec", "discard"], 0..3))
+            ("|ext4|xfs|ext3", proptest::sample::subsequence(vec!["ro", "noexec", "discard"], 0..3))
                 .prop_map(|(filesystem, flags)| mount(&filesystem, &flags)),
         ]
     }
@@ -340,7 +356,12 @@ pub(super) mod tests {
                 }
             } else {
                 let offered: &[ContentKind] = match kind {
-                    PoolKind::Image => &[ContentKind::Block, EXT4],
+                    PoolKind::Image => &[
+                        ContentKind::Block,
+                        EXT4,
+                        ContentKind::Filesystem(FilesystemType::Xfs),
+                        ContentKind::Filesystem(FilesystemType::Btrfs),
+                    ],
                     _ => &[ContentKind::Directory],
                 };
                 let serves = |content: &ContentKind| capabilities.iter().all(|one| one.fits(*content).is_ok());

@@ -13,7 +13,7 @@ const SMALLEST_EXT4: u64 = 16 << 20;
 /// mkfs.xfs refuses less (xfsprogs 5.19 and later).
 const SMALLEST_XFS: u64 = 300 << 20;
 
-/// mkfs.btrfs refuses less where data and metadata lie apart.
+/// mkfs.btrfs refuses less than 109 MiB where data and metadata lie apart; the rest is for versions that want more.
 const SMALLEST_BTRFS: u64 = 128 << 20;
 
 /// What a request without a size gets.

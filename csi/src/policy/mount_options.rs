@@ -32,8 +32,8 @@ impl MountOptions {
         let mut attributes = Attr::MOUNT_ATTR_NOSUID | Attr::MOUNT_ATTR_NODEV;
         let mut filesystem = Vec::new();
         // One flag may hold several, as on the command line of mount(8).
-        for flag in flags.iter().flat_map(|flag| flag.split(',')) {
-            match flag {
+        for flag in flags.iter().map(|flag| split(flag)).collect::<Result<Vec<_>, _>>()?.iter().flatten() {
+            match flag.as_str() {
                 "" | "defaults" => {}
                 "ro" => attributes |= Attr::MOUNT_ATTR_RDONLY,
                 "rw" => attributes -= Attr::MOUNT_ATTR_RDONLY,
@@ -65,6 +65,21 @@ impl MountOptions {
         }
         self
     }
+}
+
+/// The options of one flag, which commas separate. Between double quotes they don't, as in the `context="...:c1,c2"` that
+/// the kubelet sends; the quotes are mount(8)'s, and no part of the value for the kernel.
+fn split(flag: &str) -> Result<Vec<String>, String> {
+    let mut options = vec![String::new()];
+    let mut quoted = false;
+    for part in flag.chars() {
+        match part {
+            '"' => quoted = !quoted,
+            ',' if !quoted => options.push(String::new()),
+            _ => options.last_mut().map_or((), |option| option.push(part)),
+        }
+    }
+    if quoted { Err("contain a double quote that isn't closed".to_owned()) } else { Ok(options) }
 }
 
 /// Values may be sensitive, such as the SELinux context of a Pod: only their number shows.
@@ -107,12 +122,13 @@ mod tests {
         check(&["noatime", "discard"], default | Attr::MOUNT_ATTR_NOATIME, &["discard"]);
         check(&["noatime,commit=30", "relatime"], default, &["commit=30"]);
         check(&["suid", "dev", "noexec", "ro"], Attr::MOUNT_ATTR_NOEXEC | Attr::MOUNT_ATTR_RDONLY, &[]);
-        check(&["context=\"a:b\""], default, &["context=\"a:b\""]);
+        check(&["context=\"a:b\""], default, &["context=a:b"]);
+        check(&["context=\"a:b:c1,c2\",discard", ","], default, &["context=a:b:c1,c2", "discard"]);
     }
 
     #[test]
     fn other_operations_and_too_much_are_refused() {
-        for flags in [&["bind"][..], &["rw,remount"], &["a\0b"], &[&"x".repeat(4097)]] {
+        for flags in [&["bind"][..], &["rw,remount"], &["a\0b"], &["context=\"a"], &[&"x".repeat(4097)]] {
             assert!(parse(flags).is_err());
         }
     }

@@ -1,6 +1,6 @@
 //! CreateVolume.
 
-use std::{ffi::OsStr, path::Path, sync::Arc};
+use std::sync::Arc;
 
 use keelson_host::Problem;
 use keelson_proto::csi::v1::{CreateVolumeRequest, CreateVolumeResponse, Volume};
@@ -11,11 +11,12 @@ use super::{Guard, Pending, State, request::required};
 use crate::{
     kernel::{
         HelperError, Hold,
+        format::format,
         superblock::{self, Signature},
     },
     policy::{
-        Access, Capability, Content, ContentKind, OutOfRange, Parameters, Provisioning, Rejected, SizeRange,
-        TOPOLOGY_KEY, VolumeId, admits, check_map, content_for, names, segments,
+        Access, Capability, Content, ContentKind, FilesystemType, OutOfRange, Parameters, Provisioning, Rejected,
+        SizeRange, TOPOLOGY_KEY, VolumeId, admits, check_map, content_for, names, segments,
     },
     store::{Lacking, Pool, StoreError, Unavailable, VolumeRecord, create_image, data, fill_holes, image},
 };
@@ -41,8 +42,8 @@ pub(crate) enum CreateError {
     Store(#[from] StoreError),
     #[error("failed to make a filesystem")]
     Format(#[from] HelperError),
-    #[error("mkfs.ext4 left no filesystem with UUID {uuid} in {image}")]
-    NotFormatted { uuid: Uuid, image: String },
+    #[error("formatting left no {filesystem} filesystem with UUID {uuid} in {image}")]
+    NotFormatted { filesystem: FilesystemType, uuid: Uuid, image: String },
 }
 
 impl From<Problem> for CreateError {
@@ -263,12 +264,13 @@ fn build(
             let file = create_image(&path, bytes)?;
             let content = if let ContentKind::Filesystem(filesystem) = content {
                 let uuid = Uuid::new_v4();
-                format(state, &path, uuid, Arc::clone(hold))?;
+                // Before it is a volume, and so once in a volume's life.
+                format(&state.settings.helper, filesystem, &path, uuid, Arc::clone(hold))?;
                 match superblock::read(&file).map_err(StoreError::io("read", &path))? {
                     Signature::Filesystem(found) if (found.filesystem, found.uuid) == (filesystem, uuid) => {
                         Content::Filesystem { filesystem, uuid }
                     }
-                    _ => return Err(CreateError::NotFormatted { uuid, image: path.display().to_string() }),
+                    _ => return Err(CreateError::NotFormatted { filesystem, uuid, image: path.display().to_string() }),
                 }
             } else {
                 Content::Block
@@ -285,15 +287,6 @@ fn build(
     draft.commit(record.clone())?;
     tracing::info!(volume = %record.id, name = record.name, pool = pool.settings.name, bytes, "volume created");
     Ok(record)
-}
-
-/// Formats an image. This happens while it is built, before it is a volume, and so at most once in a volume's life.
-fn format(state: &State, image: &Path, uuid: Uuid, hold: Hold) -> Result<(), HelperError> {
-    let uuid = uuid.to_string();
-    // nodiscard: a new image has nothing to discard. -m 0: no part of a volume is kept for root.
-    let options = ["-q", "-F", "-b", "4096", "-m", "0", "-E", "nodiscard", "-U", &uuid];
-    let arguments = options.into_iter().map(OsStr::new).chain([image.as_os_str()]);
-    state.settings.helper.run_program("mkfs.ext4", arguments, hold)
 }
 
 #[cfg(test)]

@@ -175,7 +175,7 @@ impl<'a> Volume<'a> {
                 self.check_filesystem(filesystem, uuid)?;
                 // Also a filesystem that is only read may have a journal to replay.
                 let device = self.attach(false)?;
-                Request::Mount { device, target: path.clone(), options }
+                Request::Mount { filesystem, device, target: path.clone(), options }
             }
             Content::Block | Content::Directory => {
                 let source = BindSource::Own(data(&self.folder));
