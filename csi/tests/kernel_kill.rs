@@ -130,9 +130,11 @@ impl Scene {
 
 /// Kills at the points of each step.
 async fn die_everywhere(scene: Scene) {
+    let directory = tempfile::tempdir().unwrap();
+    // It goes after what is on it.
+    let mut disks = Vec::new();
     let place = Place::new();
-    let disks = tempfile::tempdir().unwrap();
-    let _disk = Disk::make(&disks.path().join("disk"), scene.below, 512 << 20, &place.path("pool"));
+    disks.push(Disk::make(&directory.path().join("disk"), scene.below, 512 << 20, &place.path("pool")));
     let section = place.section(scene.kind);
     let mut victim = Victim { place: &place, section: &section, scene: &scene, running: None, lives: 0, before: 0 };
     // A whole life, so that all is there that stays.

@@ -58,9 +58,16 @@ impl Attachments {
         Ok(Self { directory })
     }
 
-    /// What is recorded of a volume; nothing if it never was staged.
+    /// What is recorded of a volume; nothing if it never was staged, or if a power cut left half a record: whatever it
+    /// told of is no longer mounted.
     pub(crate) fn read(&self, id: &VolumeId) -> Result<Attachment, RecordError> {
-        Ok(read_record(&self.path_of(id))?.unwrap_or_default())
+        match read_record(&self.path_of(id)) {
+            Err(error @ RecordError::Content { .. }) => {
+                tracing::warn!(volume = %id, %error, "the record of where a volume is staged is lost");
+                Ok(Attachment::default())
+            }
+            record => Ok(record?.unwrap_or_default()),
+        }
     }
 
     /// Records the volume's new state. It needn't survive a power cut, as no mount does.
@@ -119,6 +126,19 @@ mod tests {
         let value: serde_json::Value = serde_json::from_str(text).unwrap();
         let attachment: Attachment = serde_json::from_value(value.clone()).unwrap();
         assert_eq!(serde_json::to_value(attachment).unwrap(), value);
+    }
+
+    #[test]
+    fn half_a_record_is_none() {
+        let state = tempfile::tempdir().unwrap();
+        let attachments = Attachments::open(state.path()).unwrap();
+        let id = VolumeId::generate();
+        for text in ["", "\0\0", "{", "[]"] {
+            fs::write(attachments.path_of(&id), text).unwrap();
+            assert_eq!(attachments.read(&id).unwrap(), Attachment::default(), "{text:?}");
+        }
+        fs::write(attachments.path_of(&id), r#"{"version": 2}"#).unwrap();
+        assert!(attachments.read(&id).is_err());
     }
 
     #[test]
