@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     kernel::{Helper, filesystem},
-    policy::{names, overlap},
+    policy::{Reserve, names, overlap},
     store::{self, Fitness, Remembered},
 };
 
@@ -36,6 +36,9 @@ pub struct StorageSection {
     pub registration: RegistrationSection,
     /// Where volumes are kept.
     pub pools: Vec<PoolSection>,
+    /// Whether the capabilities of CSI 1.13's health calls are advertised. The calls are served in any case; csi-sanity
+    /// up to 5.5 fails on capabilities that it doesn't know.
+    pub volume_health: bool,
 }
 
 /// One pool as the user writes it.
@@ -50,6 +53,13 @@ pub struct PoolSection {
     pub kind: PoolKind,
     /// Whether the pool may lie on a filesystem that the system, the kubelet or the container images use.
     pub allow_shared_filesystem: bool,
+    /// Whether a directory whose size nothing enforces is reported as having the size that was asked for, and not as
+    /// one of unknown size.
+    pub unenforced_sizes: bool,
+    /// The space of the pool's filesystem that no volume is promised, such as `5%` or `10Gi`.
+    pub reserve: Reserve,
+    /// How much of the space is promised: 100 is all there is and no more, 200 is twice that.
+    pub overcommit_percent: u32,
 }
 
 /// How a pool keeps its volumes.
@@ -58,9 +68,9 @@ pub struct PoolSection {
 pub enum PoolKind {
     /// A raw file behind a loop device: sizes are enforced, raw block works.
     Image,
-    /// A directory, bind-mounted: no size is enforced.
+    /// A directory, bind-mounted: its size is enforced where the filesystem has project quotas.
     Directory,
-    /// A btrfs subvolume. Not built yet; a config that asks for it is refused.
+    /// A subvolume of a btrfs filesystem, bind-mounted: its size is enforced by a qgroup.
     Subvolume,
 }
 
@@ -83,6 +93,7 @@ impl Default for StorageSection {
             endpoint: "unix:///var/lib/kubelet/plugins/csi.keelson.dev/csi.sock".to_owned(),
             registration: RegistrationSection::default(),
             pools: vec![PoolSection { allow_shared_filesystem: true, ..PoolSection::default() }],
+            volume_health: false,
         }
     }
 }
@@ -94,6 +105,9 @@ impl Default for PoolSection {
             path: PathBuf::from("/var/lib/keelson/pools/default"),
             kind: PoolKind::Image,
             allow_shared_filesystem: false,
+            unenforced_sizes: false,
+            reserve: Reserve::Percent(1),
+            overcommit_percent: 100,
         }
     }
 }
@@ -109,6 +123,8 @@ pub struct StorageSettings {
     pub registration: Option<PathBuf>,
     /// The pools, in the order of the config; never empty.
     pub pools: Vec<PoolSettings>,
+    /// Whether the capabilities of the health calls are advertised.
+    pub volume_health: bool,
     /// The node's name: the node id, and the value of the topology key.
     pub node_name: String,
     /// Where state that survives a reboot lives.
@@ -128,8 +144,14 @@ pub struct PoolSettings {
     pub path: PathBuf,
     /// The same with the links above it followed, as it was at the start.
     pub resolved: PathBuf,
-    /// How volumes are kept in it; never [`PoolKind::Subvolume`].
+    /// How volumes are kept in it.
     pub kind: PoolKind,
+    /// Whether directories of unenforced size are reported with the size that was asked for.
+    pub unenforced_sizes: bool,
+    /// What is kept free.
+    pub reserve: Reserve,
+    /// How much is promised of what there is, in hundredths; from 100 on.
+    pub overcommit_percent: u32,
     /// Whether the directory may be created: only for a pool that never was.
     pub may_create: bool,
 }
@@ -211,6 +233,7 @@ impl StorageSection {
             socket,
             registration: self.registration.enabled.then(|| self.registration.directory.clone()),
             pools,
+            volume_health: self.volume_health,
             node_name: node.name.clone(),
             state_dir: node.state_dir.clone(),
             root: node.root.clone(),
@@ -226,12 +249,12 @@ impl PoolSection {
             let remedy = "use at most 63 lower-case letters, digits and '-', with a letter or digit at both ends";
             problems.push(Problem::new(format!("{at}.name"), &self.name, wrong, remedy));
         }
-        if self.kind == PoolKind::Subvolume {
+        if !(100..=10_000).contains(&self.overcommit_percent) {
             problems.push(Problem::new(
-                format!("{at}.kind"),
-                self.kind.as_str(),
-                "is not built yet",
-                "use \"image\" (a file behind a loop device) or \"directory\" (a bind mount)",
+                format!("{at}.overcommitPercent"),
+                self.overcommit_percent,
+                "is out of range",
+                "use 100 to promise what there is, and at most 10000",
             ));
         }
         let path_problem = |wrong: String, remedy: &str| {
@@ -331,6 +354,9 @@ impl PoolSection {
             resolved: resolve(&path),
             path,
             kind: self.kind,
+            unenforced_sizes: self.unenforced_sizes,
+            reserve: self.reserve,
+            overcommit_percent: self.overcommit_percent,
             may_create: remembered.is_none() && !exists,
         })
     }

@@ -51,9 +51,13 @@ impl Driver {
     pub fn new(settings: StorageSettings, registry: &mut Registry) -> Result<Self, Error> {
         let attachments =
             Attachments::open(&settings.state_dir).map_err(|error| Error::State { reason: error_chain(&error) })?;
+        let attached = attachments.ids().map_err(|error| Error::State { reason: error_chain(&error) })?;
         let metrics = Metrics::register(registry);
         let registration = registration::Metrics::register(registry);
-        Ok(Self { service: Service::new(State::new(settings, attachments, metrics)), registration })
+        let state = State::new(settings, attachments, metrics);
+        // What is staged has gone on being written to while no driver ran.
+        attached.iter().for_each(|id| state.pools.attached(id));
+        Ok(Self { service: Service::new(state), registration })
     }
 
     /// Adopts the volumes in the pools and serves until `shutdown` fires; then lets the running operations end and

@@ -6,9 +6,9 @@ use keelson_host::{Problem, error_chain};
 use tonic::{Code, Status};
 
 use crate::{
-    kernel::{HelperError, KernelError, LoopError, MOUNT_WITH_OPTIONS, SET_OPTION},
+    kernel::{HelperError, KernelError, LoopError, MOUNT_WITH_OPTIONS, SET_OPTION, reflink::CloneError},
     policy::{InvalidToken, OutOfRange},
-    service::{CreateError, DeleteError, Pending, PublishError, StageError, StatsError, VolumeError},
+    service::{CreateError, DeleteError, OriginError, Pending, PublishError, StageError, StatsError, VolumeError},
     store::{Lacking, LookupError, RecordError, StoreError, Unavailable},
 };
 
@@ -100,7 +100,7 @@ impl Coded for InvalidToken {
 impl Coded for LookupError {
     fn code(&self) -> Code {
         match self {
-            Self::Unknown(_) => Code::NotFound,
+            Self::Unknown { .. } => Code::NotFound,
             Self::Unavailable(error) => error.code(),
             // The volume is there, but in no state to be worked on.
             Self::Damaged { .. } => Code::FailedPrecondition,
@@ -220,7 +220,23 @@ impl Coded for CreateError {
             Self::Lacking(error) => error.code(),
             Self::Store(error) => error.code(),
             Self::Format(error) => error.code(),
-            Self::NotFormatted { .. } => Code::Internal,
+            Self::NotFormatted { .. } | Self::Identity(_) => Code::Internal,
+            Self::Origin(error) => error.code(),
+            Self::Clone(CloneError::Unsupported { source, .. } | CloneError::Failed { source, .. }) => {
+                code_of_io(source)
+            }
+        }
+    }
+}
+
+impl Coded for OriginError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Pending(error) => error.code(),
+            Self::Lookup(error) => error.code(),
+            Self::Kernel(error) => error.code(),
+            Self::InUse { .. } => Code::FailedPrecondition,
+            Self::NoCopies { .. } => Code::InvalidArgument,
         }
     }
 }

@@ -457,10 +457,10 @@ async fn a_damaged_volume_is_reported_and_holds_up_no_other() {
     let id = driver.create(request("pvc-1", MIB, block())).await.unwrap().volume_id;
     driver.stop().await;
     let record = place.path("pool/volumes").join(&id).join("volume.json");
-    fs::write(&record, r#"{"version": 2, "id": "x"}"#).unwrap();
+    fs::write(&record, r#"{"version": 3, "id": "x"}"#).unwrap();
     let mut driver = Running::start(&place, &place.section("image")).await;
     let status = expect_code(driver.delete(&id).await, Code::FailedPrecondition);
-    assert!(status.message().contains("has version 2"), "{status}");
+    assert!(status.message().contains("has version 3"), "{status}");
     assert!(record.exists());
     driver.create(request("pvc-2", MIB, block())).await.unwrap();
     driver.stop().await;

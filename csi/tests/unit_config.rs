@@ -57,7 +57,11 @@ fn the_default_is_what_the_documentation_prints() {
                 "path": "/var/lib/keelson/pools/default",
                 "kind": "image",
                 "allowSharedFilesystem": true,
+                "unenforcedSizes": false,
+                "reserve": "1%",
+                "overcommitPercent": 100,
             }],
+            "volumeHealth": false,
         })
     );
     assert_eq!(section(&json!({})), StorageSection::default());
@@ -125,9 +129,9 @@ fn what_is_wrong_with_a_pool_is_named_by_its_key() {
         "contains",
     );
     check_pool(
-        &json!({"name": "p", "path": "TOP/good", "kind": "subvolume", "allowSharedFilesystem": true}),
-        "storage.pools[0].kind",
-        "is not built yet",
+        &json!({"name": "p", "path": "TOP/good", "overcommitPercent": 99, "allowSharedFilesystem": true}),
+        "storage.pools[0].overcommitPercent",
+        "is out of range",
     );
 }
 

@@ -1,6 +1,7 @@
 //! The side with effects: loop devices, mounts, filesystems, paths below kubelet's directories. Every effect is
 //! idempotent and can be undone.
 
+pub(crate) mod content;
 #[allow(dead_code, reason = "for snapshots and their accounting, which are being built")]
 pub(crate) mod extents;
 pub(crate) mod filesystem;
@@ -19,6 +20,7 @@ pub(crate) mod superblock;
 mod sys;
 #[cfg(test)]
 mod testing;
+pub(crate) mod tree;
 
 use std::{
     io,

@@ -52,7 +52,7 @@ impl Presence {
         let content = match content {
             ContentKind::Block => Content::Block(find(root, path)?),
             ContentKind::Filesystem(_) => Content::Filesystem(find(root, path)?),
-            ContentKind::Directory => {
+            ContentKind::Directory | ContentKind::Subvolume => {
                 let identity = match fs::metadata(path) {
                     Ok(found) => Some((found.dev(), found.ino())),
                     Err(error) if error.kind() == io::ErrorKind::NotFound => None,

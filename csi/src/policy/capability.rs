@@ -79,6 +79,8 @@ pub(crate) enum Content {
     Filesystem { filesystem: FilesystemType, uuid: Uuid },
     /// A directory.
     Directory,
+    /// A btrfs subvolume.
+    Subvolume,
 }
 
 /// [`Content`] as it is written: the filesystem's name is the type.
@@ -90,6 +92,7 @@ enum RecordedContent {
     Xfs { uuid: Uuid },
     Btrfs { uuid: Uuid },
     Directory,
+    Subvolume,
 }
 
 impl From<RecordedContent> for Content {
@@ -97,6 +100,7 @@ impl From<RecordedContent> for Content {
         let (filesystem, uuid) = match recorded {
             RecordedContent::Block => return Self::Block,
             RecordedContent::Directory => return Self::Directory,
+            RecordedContent::Subvolume => return Self::Subvolume,
             RecordedContent::Ext4 { uuid } => (FilesystemType::Ext4, uuid),
             RecordedContent::Xfs { uuid } => (FilesystemType::Xfs, uuid),
             RecordedContent::Btrfs { uuid } => (FilesystemType::Btrfs, uuid),
@@ -110,6 +114,7 @@ impl From<Content> for RecordedContent {
         match content {
             Content::Block => Self::Block,
             Content::Directory => Self::Directory,
+            Content::Subvolume => Self::Subvolume,
             Content::Filesystem { filesystem: FilesystemType::Ext4, uuid } => Self::Ext4 { uuid },
             Content::Filesystem { filesystem: FilesystemType::Xfs, uuid } => Self::Xfs { uuid },
             Content::Filesystem { filesystem: FilesystemType::Btrfs, uuid } => Self::Btrfs { uuid },
@@ -123,6 +128,17 @@ pub(crate) enum ContentKind {
     Block,
     Filesystem(FilesystemType),
     Directory,
+    Subvolume,
+}
+
+impl ContentKind {
+    /// Whether it is a raw file behind a loop device.
+    pub(crate) fn is_image(self) -> bool {
+        match self {
+            Self::Block | Self::Filesystem(_) => true,
+            Self::Directory | Self::Subvolume => false,
+        }
+    }
 }
 
 impl Content {
@@ -131,6 +147,7 @@ impl Content {
             Self::Block => ContentKind::Block,
             Self::Filesystem { filesystem, .. } => ContentKind::Filesystem(*filesystem),
             Self::Directory => ContentKind::Directory,
+            Self::Subvolume => ContentKind::Subvolume,
         }
     }
 }
@@ -186,7 +203,7 @@ impl Capability {
             (Access::Block, ContentKind::Filesystem(_)) => {
                 Err("a volume with a filesystem can't be used as a raw block device".to_owned())
             }
-            (Access::Block, ContentKind::Directory) => {
+            (Access::Block, ContentKind::Directory | ContentKind::Subvolume) => {
                 Err("a directory can't be used as a raw block device; use a pool of kind image".to_owned())
             }
             (Access::Mount { .. }, ContentKind::Block) => {
@@ -198,8 +215,9 @@ impl Capability {
                 }
                 Err(format!("its filesystem is {found}, not {filesystem:?}"))
             }
-            (Access::Mount { filesystem, options }, ContentKind::Directory) => {
-                if !filesystem.is_empty() {
+            (Access::Mount { filesystem, options }, ContentKind::Directory | ContentKind::Subvolume) => {
+                let own = if content == ContentKind::Subvolume { FilesystemType::Btrfs.as_str() } else { "" };
+                if !filesystem.is_empty() && filesystem != own {
                     return Err(format!(
                         "a directory has no filesystem of its own, so it can't be {filesystem:?}; leave the type out"
                     ));
@@ -244,7 +262,7 @@ pub(crate) fn content_for(kind: PoolKind, capabilities: &[Capability]) -> Result
         (PoolKind::Image, true) => ContentKind::Block,
         (PoolKind::Image, false) => ContentKind::Filesystem(wanted_filesystem(capabilities)?),
         (PoolKind::Directory, _) => ContentKind::Directory,
-        (PoolKind::Subvolume, _) => return Err("pools of kind subvolume are not built yet".to_owned()),
+        (PoolKind::Subvolume, _) => ContentKind::Subvolume,
     };
     capabilities.iter().try_for_each(|capability| capability.fits(content)).map(|()| content)
 }
@@ -308,6 +326,11 @@ pub(super) mod tests {
         let xfs = ContentKind::Filesystem(FilesystemType::Xfs);
         assert_eq!(content(PoolKind::Image, vec![mount("", &[]), mount("xfs", &[])]), Ok(xfs));
         assert_eq!(content(PoolKind::Directory, vec![mount("", &["noatime"])]), Ok(ContentKind::Directory));
+        assert_eq!(content(PoolKind::Subvolume, vec![mount("", &["noatime"])]), Ok(ContentKind::Subvolume));
+        for filesystem in FilesystemType::ALL {
+            let wanted = vec![mount("", &[]), mount(filesystem.as_str(), &[])];
+            assert_eq!(content(PoolKind::Image, wanted), Ok(ContentKind::Filesystem(filesystem)));
+        }
         for (kind, accesses) in [
             (PoolKind::Image, vec![mount("ext3", &[])]),
             (PoolKind::Image, vec![mount("xfs", &[]), mount("ext4", &[])]),
@@ -315,7 +338,9 @@ pub(super) mod tests {
             (PoolKind::Directory, vec![Access::Block]),
             (PoolKind::Directory, vec![mount("ext4", &[])]),
             (PoolKind::Directory, vec![mount("", &["discard"])]),
-            (PoolKind::Subvolume, vec![mount("", &[])]),
+            (PoolKind::Subvolume, vec![Access::Block]),
+            (PoolKind::Subvolume, vec![mount("ext4", &[])]),
+            (PoolKind::Subvolume, vec![mount("", &["discard"])]),
         ] {
             assert!(content(kind, accesses.clone()).is_err(), "{kind:?} {accesses:?}");
         }

@@ -16,6 +16,9 @@ const SMALLEST_XFS: u64 = 300 << 20;
 /// mkfs.btrfs refuses less than 109 MiB where data and metadata lie apart; the rest is for versions that want more.
 const SMALLEST_BTRFS: u64 = 128 << 20;
 
+/// A limit below this leaves no room for a single extent of metadata and data.
+const SMALLEST_SUBVOLUME: u64 = 1 << 20;
+
 /// What a request without a size gets.
 const DEFAULT_BYTES: u64 = 64 << 20;
 
@@ -78,22 +81,24 @@ impl SizeRange {
                 FilesystemType::Btrfs => SMALLEST_BTRFS,
             },
             ContentKind::Directory => 0,
+            ContentKind::Subvolume => SMALLEST_SUBVOLUME,
         }
     }
 
     /// The size of a new volume: the smallest that it can have, which is reported as its capacity.
     ///
-    /// No size of a directory is enforced; what was asked for is taken as it is.
-    pub(crate) fn choose(self, content: ContentKind) -> Result<u64, OutOfRange> {
+    /// A copy is at least as large as its source, which has `source` bytes (0 if there is none). No size of a directory
+    /// is rounded; what was asked for is taken as it is.
+    pub(crate) fn choose(self, content: ContentKind, source: u64) -> Result<u64, OutOfRange> {
         match content {
-            ContentKind::Block | ContentKind::Filesystem(_) => {}
+            ContentKind::Block | ContentKind::Filesystem(_) | ContentKind::Subvolume => {}
             ContentKind::Directory => return Ok(self.required),
         }
         if self.required > LARGEST {
             return Err(OutOfRange::TooLarge { required: self.required });
         }
-        let smallest = self.required.next_multiple_of(GRANULE).max(Self::smallest(content));
-        let wanted = if self.required == 0 { DEFAULT_BYTES } else { smallest };
+        let smallest = self.required.next_multiple_of(GRANULE).max(Self::smallest(content)).max(source);
+        let wanted = if self.required == 0 && source == 0 { DEFAULT_BYTES.max(smallest) } else { smallest };
         match self.limit {
             Some(limit) if limit < smallest => Err(OutOfRange::Limit { limit, smallest }),
             Some(limit) => Ok(wanted.min(limit / GRANULE * GRANULE)),
@@ -108,6 +113,15 @@ impl SizeRange {
 /// 1/256 covers that.
 pub(crate) fn charge(bytes: u64) -> u64 {
     bytes.saturating_add(bytes / 256).saturating_add(BOOKKEEPING)
+}
+
+/// What a pool can still promise, in bytes.
+///
+/// What it has at all is what is `free` and what was `taken` of its promises already, less the `reserve`; of that it
+/// promises `percent` hundredths. At 100 it promises no more than is there, so all promises can be kept at once.
+pub(crate) fn available(free: u64, taken: u64, reserve: u64, promised: u64, percent: u32) -> u64 {
+    let capacity = u128::from(free.saturating_add(taken).saturating_sub(reserve)) * u128::from(percent) / 100;
+    u64::try_from(capacity).unwrap_or(u64::MAX).saturating_sub(promised)
 }
 
 /// The largest image whose [`charge`] fits into `available` bytes; 0 if none does.
@@ -129,7 +143,7 @@ mod tests {
 
     #[track_caller]
     fn check(required: i64, limit: i64, content: ContentKind, expected: Option<u64>) {
-        let found = range(required, limit).and_then(|range| range.choose(content));
+        let found = range(required, limit).and_then(|range| range.choose(content, 0));
         assert_eq!(found.as_ref().ok(), expected.as_ref(), "{found:?}");
     }
 
@@ -161,6 +175,23 @@ mod tests {
         assert_eq!(SizeRange::parse(None), Ok(SizeRange { required: 0, limit: None }));
     }
 
+    #[test]
+    fn what_is_available() {
+        for (free, taken, reserve, promised, percent, expected) in [
+            (1000, 0, 0, 0, 100, 1000),
+            // Half of the promise is taken: the other half is still to come.
+            (950, 50, 0, 100, 100, 900),
+            (950, 50, 10, 100, 100, 890),
+            (950, 50, 0, 100, 200, 1900),
+            // Others took what was promised: nothing is left, and nothing wraps around.
+            (10, 0, 0, 100, 100, 0),
+            (10, 0, 20, 0, 100, 0),
+            (u64::MAX, u64::MAX, 0, 0, 10_000, u64::MAX),
+        ] {
+            assert_eq!(available(free, taken, reserve, promised, percent), expected);
+        }
+    }
+
     proptest! {
         #[test]
         fn what_is_chosen_is_admitted_and_whole(
@@ -168,7 +199,7 @@ mod tests {
             limit in prop_oneof![any::<i64>(), 0..(1_i64 << 40), Just(0)],
             content in proptest::sample::select(vec![ContentKind::Block, ContentKind::Filesystem(FilesystemType::Ext4)]),
         ) {
-            if let Ok(range) = range(required, limit) && let Ok(bytes) = range.choose(content) {
+            if let Ok(range) = range(required, limit) && let Ok(bytes) = range.choose(content, 0) {
                 prop_assert!(range.admits(bytes));
                 prop_assert_eq!(bytes % GRANULE, 0);
                 prop_assert!(bytes > 0 && i64::try_from(bytes).is_ok());

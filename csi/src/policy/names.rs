@@ -8,64 +8,82 @@ use uuid::Uuid;
 /// "fields of type string are limited to 128 bytes" (CSI spec, Size Limits).
 const LONGEST_STRING: usize = 128;
 
-/// A volume's id: `v1-` and 32 hexadecimal digits, of our own making and therefore usable as a file name.
+/// An id of our own making, which is therefore usable as a file name: a prefix and 32 hexadecimal digits.
 ///
-/// Invariant: a path below a pool is only ever built from this type, never from a string of a request.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub(crate) struct VolumeId(String);
+/// Invariant: a path below a pool is only ever built from such a type, never from a string of a request.
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident, $prefix:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub(crate) struct $name(String);
 
-impl VolumeId {
-    /// A new id that no other volume has.
-    pub(crate) fn generate() -> Self {
-        Self(format!("v1-{}", Uuid::new_v4().simple()))
-    }
+        impl $name {
+            /// A new id that nothing else has.
+            pub(crate) fn generate() -> Self {
+                Self(format!("{}{}", $prefix, Uuid::new_v4().simple()))
+            }
 
-    pub(crate) fn as_str(&self) -> &str {
-        &self.0
-    }
+            pub(crate) fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = ForeignId;
+
+            fn from_str(text: &str) -> Result<Self, ForeignId> {
+                let digits = text.strip_prefix($prefix).ok_or(ForeignId)?;
+                let hexadecimal = digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+                if digits.len() == 32 && hexadecimal { Ok(Self(text.to_owned())) } else { Err(ForeignId) }
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = ForeignId;
+
+            fn try_from(text: String) -> Result<Self, ForeignId> {
+                text.parse()
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(id: $name) -> Self {
+                id.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str(&self.0)
+            }
+        }
+    };
 }
+
+id!(
+    /// A volume's id.
+    VolumeId, "v1-"
+);
+id!(
+    /// A snapshot's id.
+    SnapshotId, "s1-"
+);
+id!(
+    /// The id of a group of snapshots.
+    GroupId, "g1-"
+);
 
 /// The string is no id that this driver ever gave.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a volume id of this driver")]
+#[error("not an id of this driver")]
 pub(crate) struct ForeignId;
-
-impl FromStr for VolumeId {
-    type Err = ForeignId;
-
-    fn from_str(text: &str) -> Result<Self, ForeignId> {
-        let digits = text.strip_prefix("v1-").ok_or(ForeignId)?;
-        let hexadecimal = digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-        if digits.len() == 32 && hexadecimal { Ok(Self(text.to_owned())) } else { Err(ForeignId) }
-    }
-}
-
-impl TryFrom<String> for VolumeId {
-    type Error = ForeignId;
-
-    fn try_from(text: String) -> Result<Self, ForeignId> {
-        text.parse()
-    }
-}
-
-impl From<VolumeId> for String {
-    fn from(id: VolumeId) -> Self {
-        id.0
-    }
-}
-
-impl fmt::Display for VolumeId {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(&self.0)
-    }
-}
-
-impl fmt::Debug for VolumeId {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(&self.0)
-    }
-}
 
 /// The rule for every string of a request that has no rule of its own: at most 128 bytes.
 pub(crate) fn check_string(text: &str) -> Result<(), String> {

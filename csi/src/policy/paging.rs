@@ -1,8 +1,6 @@
 //! Pages of a list that changes between the calls for them.
 
-use std::{collections::BTreeMap, ops::Bound};
-
-use super::VolumeId;
+use std::str::FromStr;
 
 /// One page, and where the next one starts.
 #[derive(Debug, PartialEq, Eq)]
@@ -17,34 +15,27 @@ pub(crate) struct Page<T> {
 #[error("starting_token {0:?} was not given by this driver; start again without one")]
 pub(crate) struct InvalidToken(String);
 
-/// A page of at most `max_entries` (0: all) after `starting_token` (empty: from the start).
+/// A page of at most `max_entries` (0: all) after `starting_token` (empty: from the start). `after` gives at most so many
+/// entries whose ids come after one, in the order of their ids; `id` tells an entry's.
 ///
-/// A token is the last id of its page, and ids come in their own order. So a volume that is there all the time is on
+/// A token is the last id of its page, and ids come in their own order. So an entry that is there all the time is on
 /// exactly one page, whatever is made and deleted meanwhile, and no token goes stale.
-pub(crate) fn page<T>(
-    volumes: &BTreeMap<VolumeId, T>,
+pub(crate) fn page<Id: FromStr, T, E: From<InvalidToken>>(
     starting_token: &str,
     max_entries: usize,
-) -> Result<Page<T>, InvalidToken>
-where
-    T: Clone,
-{
+    after: impl FnOnce(Option<&Id>, usize) -> Result<Vec<T>, E>,
+    id: impl Fn(&T) -> String,
+) -> Result<Page<T>, E> {
     let start = match starting_token {
-        "" => Bound::Unbounded,
-        token => Bound::Excluded(token.parse::<VolumeId>().map_err(|_| InvalidToken(token.to_owned()))?),
+        "" => None,
+        token => Some(token.parse().map_err(|_| InvalidToken(token.to_owned()))?),
     };
-    let mut rest = volumes.range((start, Bound::Unbounded));
     let count = if max_entries == 0 { usize::MAX } else { max_entries };
-    let mut entries = Vec::new();
-    let mut last = None;
-    for (id, volume) in rest.by_ref().take(count) {
-        entries.push(volume.clone());
-        last = Some(id);
-    }
-    let next_token = match (rest.next(), last) {
-        (Some(_), Some(last)) => last.as_str().to_owned(),
-        _ => String::new(),
-    };
+    // One more than asked for tells whether there is a next page.
+    let mut entries = after(start.as_ref(), count.saturating_add(1))?;
+    let more = entries.len() > count;
+    entries.truncate(count);
+    let next_token = entries.last().filter(|_| more).map(id).unwrap_or_default();
     Ok(Page { entries, next_token })
 }
 
@@ -55,25 +46,31 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::policy::VolumeId;
 
     fn id(number: u16) -> VolumeId {
         format!("v1-{number:032x}").parse().unwrap()
     }
 
-    fn volumes(numbers: &BTreeSet<u16>) -> BTreeMap<VolumeId, u16> {
-        numbers.iter().map(|number| (id(*number), *number)).collect()
+    fn page(numbers: &BTreeSet<u16>, token: &str, max_entries: usize) -> Result<Page<u16>, InvalidToken> {
+        let all: Vec<(VolumeId, u16)> = numbers.iter().map(|number| (id(*number), *number)).collect();
+        let after = |start: Option<&VolumeId>, count| {
+            let comes_after = |(id, _): &&(VolumeId, u16)| start.is_none_or(|start| id > start);
+            Ok(all.iter().filter(comes_after).take(count).map(|(_, number)| *number).collect())
+        };
+        super::page(token, max_entries, after, |number| id(*number).to_string())
     }
 
     #[test]
     fn a_token_of_others_is_refused() {
         for token in ["invalid-token", "0", "v1-", "../../etc"] {
-            assert_eq!(page(&volumes(&BTreeSet::new()), token, 0), Err(InvalidToken(token.to_owned())));
+            assert_eq!(page(&BTreeSet::new(), token, 0), Err(InvalidToken(token.to_owned())));
         }
     }
 
     #[test]
     fn the_last_page_has_no_token() {
-        let all = volumes(&BTreeSet::from([1, 2, 3, 4]));
+        let all = BTreeSet::from([1, 2, 3, 4]);
         let first = page(&all, "", 2).unwrap();
         assert_eq!(first, Page { entries: vec![1, 2], next_token: id(2).as_str().to_owned() });
         assert_eq!(page(&all, &first.next_token, 2).unwrap(), Page { entries: vec![3, 4], next_token: String::new() });
@@ -93,7 +90,7 @@ mod tests {
             let mut rounds = churn.iter().cycle();
             loop {
                 let now: BTreeSet<u16> = stay.union(rounds.next().unwrap()).copied().collect();
-                let found = page(&volumes(&now), &token, max_entries).unwrap();
+                let found = page(&now, &token, max_entries).unwrap();
                 prop_assert!(found.entries.len() <= max_entries);
                 seen.extend(found.entries);
                 if found.next_token.is_empty() {

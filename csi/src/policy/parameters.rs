@@ -22,6 +22,24 @@ pub(crate) enum Provisioning {
     Thick,
 }
 
+impl Provisioning {
+    /// The way of that name, as classes spell it.
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        match name {
+            "thin" => Some(Self::Thin),
+            "thick" => Some(Self::Thick),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Thin => "thin",
+            Self::Thick => "thick",
+        }
+    }
+}
+
 /// What a StorageClass says about its volumes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Parameters {
@@ -40,14 +58,9 @@ impl Parameters {
             match key.as_str() {
                 "pool" => parsed.pool = Some(value.clone()),
                 "provisioning" => {
-                    parsed.provisioning = match value.as_str() {
-                        "thin" => Provisioning::Thin,
-                        "thick" => Provisioning::Thick,
-                        _ => {
-                            let at = "parameters[provisioning]";
-                            return Err(Problem::new(at, value, "is unknown", "use thin or thick"));
-                        }
-                    };
+                    parsed.provisioning = Provisioning::named(value).ok_or_else(|| {
+                        Problem::new("parameters[provisioning]", value, "is unknown", "use thin or thick")
+                    })?;
                 }
                 "csi.storage.k8s.io/fstype" => parsed.filesystem = Some(value.clone()),
                 _ if key.starts_with(RESERVED_PREFIX) => {}

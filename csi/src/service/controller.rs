@@ -1,7 +1,6 @@
 //! The Controller service.
 
 use controller_service_capability::rpc::Type;
-use keelson_host::Problem;
 use keelson_proto::csi::v1::{
     ControllerExpandVolumeRequest, ControllerExpandVolumeResponse, ControllerGetCapabilitiesRequest,
     ControllerGetCapabilitiesResponse, ControllerGetVolumeHealthRequest, ControllerGetVolumeHealthResponse,
@@ -13,19 +12,20 @@ use keelson_proto::csi::v1::{
     DeleteVolumeResponse, GetCapacityRequest, GetCapacityResponse, GetSnapshotRequest, GetSnapshotResponse,
     ListSnapshotsRequest, ListSnapshotsResponse, ListVolumesRequest, ListVolumesResponse,
     ValidateVolumeCapabilitiesRequest, ValidateVolumeCapabilitiesResponse, controller_server::Controller,
-    controller_service_capability, list_volumes_response::Entry, validate_volume_capabilities_response::Confirmed,
+    controller_service_capability, validate_volume_capabilities_response::Confirmed,
 };
 use tonic::{Request, Response, Status};
 
 use super::{
-    Service, State,
-    create::{self, capabilities, describe, pool_for},
-    delete,
+    Service, State, capacity,
+    create::{self, capabilities},
+    delete, list,
     request::required,
 };
 use crate::{
     error::QueryError,
-    policy::{ContentKind, Parameters, Rejected, SizeRange, check_map, content_for, includes, largest_volume, page},
+    policy::{Parameters, Rejected, check_map},
+    store::VolumeRecord,
 };
 
 #[tonic::async_trait]
@@ -62,7 +62,7 @@ impl Controller for Service {
         request: Request<ListVolumesRequest>,
     ) -> Result<Response<ListVolumesResponse>, Status> {
         let request = request.into_inner();
-        self.answer("ListVolumes", "", move |state| list(state, &request)).await
+        self.answer("ListVolumes", "", move |state| list::volumes(state, &request)).await
     }
 
     async fn get_capacity(
@@ -70,7 +70,7 @@ impl Controller for Service {
         request: Request<GetCapacityRequest>,
     ) -> Result<Response<GetCapacityResponse>, Status> {
         let request = request.into_inner();
-        self.answer("GetCapacity", "", move |state| capacity(state, &request)).await
+        self.answer("GetCapacity", "", move |state| capacity::capacity(state, &request)).await
     }
 
     async fn controller_get_capabilities(
@@ -177,7 +177,7 @@ fn validate(
     if let Err(Rejected::Invalid(problem)) = parsed {
         return Err(problem.into());
     }
-    let (pool, record) = state.pools.locate(id)?;
+    let (pool, record) = state.pools.locate::<VolumeRecord>(id)?;
     let parsed = match parsed {
         Ok(parsed) => parsed,
         Err(Rejected::Invalid(problem) | Rejected::Unsupported(problem)) => return refuse(problem.to_string()),
@@ -204,61 +204,4 @@ fn validate(
         mutable_parameters: request.mutable_parameters,
     };
     Ok(ValidateVolumeCapabilitiesResponse { confirmed: Some(confirmed), message: String::new() })
-}
-
-fn list(state: &State, request: &ListVolumesRequest) -> Result<ListVolumesResponse, QueryError> {
-    let Ok(max_entries) = usize::try_from(request.max_entries) else {
-        return Err(Problem::new("max_entries", request.max_entries, "is negative", "use 0 for no limit").into());
-    };
-    // A disk that doesn't answer keeps whoever asks; one that waits is enough.
-    let _guard = state.in_flight.begin_in_turn("the list of volumes", "ListVolumes")?;
-    let page = page(&state.pools.all()?, &request.starting_token, max_entries)?;
-    let node = &state.settings.node_name;
-    let entries =
-        page.entries.iter().map(|record| Entry { volume: Some(describe(record, node)), status: None }).collect();
-    Ok(ListVolumesResponse { entries, next_token: page.next_token })
-}
-
-/// What could be promised now, to a volume of these parameters and capabilities: 0 where none can be made.
-fn capacity(state: &State, request: &GetCapacityRequest) -> Result<GetCapacityResponse, QueryError> {
-    let parameters = Parameters::parse(&request.parameters)?;
-    let node = &state.settings.node_name;
-    if request.accessible_topology.as_ref().is_some_and(|topology| !includes(topology, node)) {
-        return Ok(answer(0, 0, ContentKind::Block));
-    }
-    let wanted = match request.volume_capabilities.as_slice() {
-        [] => Vec::new(),
-        some => match capabilities(some, &parameters) {
-            Ok(wanted) => wanted,
-            Err(Rejected::Invalid(problem)) => return Err(problem.into()),
-            Err(Rejected::Unsupported(_)) => return Ok(answer(0, 0, ContentKind::Block)),
-        },
-    };
-    // A pool that this node lacks is one without room: other nodes may have it.
-    let Some(pool) = pool_for(state, &parameters, &wanted) else { return Ok(answer(0, 0, ContentKind::Block)) };
-    let Ok(content) = content_for(pool.settings.kind, &wanted) else {
-        return Ok(answer(0, 0, ContentKind::Block));
-    };
-    // As with the list.
-    let _guard =
-        state.in_flight.begin_in_turn(format!("the capacity of pool {}", pool.settings.name), "GetCapacity")?;
-    pool.check_writable()?;
-    let available = state.pools.available(pool)?;
-    let largest = match content {
-        ContentKind::Block | ContentKind::Filesystem(_) => largest_volume(available),
-        ContentKind::Directory => available,
-    };
-    Ok(answer(available, largest, content))
-}
-
-fn answer(available: u64, largest: u64, content: ContentKind) -> GetCapacityResponse {
-    let signed = |bytes| i64::try_from(bytes).unwrap_or(i64::MAX);
-    let smallest = SizeRange::smallest(content);
-    // Below the smallest volume there is room for none.
-    let (available, largest) = if largest < smallest { (0, 0) } else { (available, largest) };
-    GetCapacityResponse {
-        available_capacity: signed(available),
-        maximum_volume_size: Some(signed(largest)),
-        minimum_volume_size: Some(signed(smallest)),
-    }
 }

@@ -3,22 +3,25 @@
 use std::sync::Arc;
 
 use keelson_host::Problem;
-use keelson_proto::csi::v1::{CreateVolumeRequest, CreateVolumeResponse, Volume};
-use rustix::fs::Mode;
+use keelson_proto::csi::v1::{
+    CreateVolumeRequest, CreateVolumeResponse, Volume, VolumeContentSource,
+    volume_content_source::{SnapshotSource, Type, VolumeSource},
+};
 use uuid::Uuid;
 
-use super::{Guard, Pending, State, request::required};
+use super::{
+    Guard, Pending, State,
+    build::Plan,
+    origin::{Origin, OriginError, Wanted},
+    request::required,
+};
 use crate::{
-    kernel::{
-        HelperError, Hold,
-        format::format,
-        superblock::{self, Signature},
-    },
+    kernel::{HelperError, Hold, reflink::CloneError, superblock::SetUuidError},
     policy::{
-        Access, Capability, Content, ContentKind, FilesystemType, OutOfRange, Parameters, Provisioning, Rejected,
-        SizeRange, TOPOLOGY_KEY, VolumeId, admits, check_map, content_for, names, segments,
+        Abilities, Access, Capability, Changes, ContentKind, FilesystemType, OutOfRange, Parameters, Provisioning,
+        Rejected, Settings, SizeRange, TOPOLOGY_KEY, VolumeId, admits, check_map, content_for, names, segments,
     },
-    store::{Lacking, Pool, StoreError, Unavailable, VolumeRecord, create_image, data, fill_holes, image},
+    store::{Lacking, Pool, Source, StoreError, Unavailable, VolumeRecord, promise_of},
 };
 
 /// Why no volume was created.
@@ -44,6 +47,12 @@ pub(crate) enum CreateError {
     Format(#[from] HelperError),
     #[error("formatting left no {filesystem} filesystem with UUID {uuid} in {image}")]
     NotFormatted { filesystem: FilesystemType, uuid: Uuid, image: String },
+    #[error(transparent)]
+    Origin(#[from] OriginError),
+    #[error(transparent)]
+    Clone(CloneError),
+    #[error("failed to give the new filesystem an identity of its own")]
+    Identity(#[source] SetUuidError),
 }
 
 impl From<Problem> for CreateError {
@@ -57,7 +66,10 @@ struct Wish {
     name: String,
     capabilities: Vec<Capability>,
     parameters: Parameters,
+    /// What mutable_parameters ask for; they win over `parameters`.
+    changes: Changes,
     range: SizeRange,
+    source: Option<Wanted>,
     /// Whether accessibility_requirements leave room for this node.
     on_this_node: bool,
 }
@@ -75,29 +87,88 @@ pub(super) fn create(state: &State, request: &CreateVolumeRequest) -> Result<Cre
         };
         return match difference {
             Some(difference) => Err(CreateError::Exists { name: wish.name, difference }),
-            None => Ok(CreateVolumeResponse { volume: Some(describe(&existing, node)) }),
+            None => Ok(CreateVolumeResponse { volume: Some(describe(pool, &existing, node)) }),
         };
     }
     if !wish.on_this_node {
         return Err(CreateError::Topology { node: node.clone() });
     }
-    let pool = choose_pool(state, &wish)?;
-    let content = content_for(pool.settings.kind, &wish.capabilities).map_err(|wrong| {
+    let origin = wish.source.as_ref().map(|source| Origin::take(state, source, "CreateVolume")).transpose()?;
+    let plan = plan(state, &wish, origin.as_ref())?;
+    plan.pool.check_writable()?;
+    // Counts until the volume counts itself.
+    let needed = promise_of(plan.kind, plan.bytes, plan.pool);
+    let _reservation = state.pools.reserve(plan.pool, plan.bytes, needed)?;
+    let id = VolumeId::generate();
+    let draft = plan.pool.build(id.as_str())?;
+    let (content, image) = plan.carry_out(state, draft.folder(), &guard)?;
+    let record = VolumeRecord {
+        source: origin.as_ref().map(|origin| origin.source.clone()),
+        family: origin.as_ref().map(|origin| origin.family.clone()),
+        settings: Settings::default().with(&wish.changes),
+        ..VolumeRecord::new(id, wish.name, plan.bytes, plan.provisioning, content)
+    };
+    let record = draft.commit(record, image.as_ref())?;
+    let (pool, bytes) = (&plan.pool.settings.name, plan.bytes);
+    tracing::info!(volume = %record.id, name = record.name, pool, bytes, "volume created");
+    Ok(CreateVolumeResponse { volume: Some(describe(plan.pool, &record, node)) })
+}
+
+/// What is to be made, and where.
+fn plan<'a>(state: &'a State, wish: &Wish, origin: Option<&'a Origin<'a>>) -> Result<Plan<'a>, CreateError> {
+    let pool = match origin {
+        None => choose_pool(state, wish)?,
+        Some(origin) => match &wish.parameters.pool {
+            Some(wanted) if *wanted != origin.pool.settings.name => {
+                let wrong = format!("is not where {} is", origin.source.as_str());
+                let remedy = format!("blocks are shared within one pool only: name {}", origin.pool.settings.name);
+                return Err(Problem::new("parameters[pool]", wanted, wrong, remedy).into());
+            }
+            _ => origin.pool,
+        },
+    };
+    let unserved = |wrong: String| {
         let remedy = format!("pool {} is of kind {}", pool.settings.name, pool.settings.kind.as_str());
         Problem::new("volume_capabilities", "", format!("can't be served ({wrong})"), remedy)
-    })?;
-    let can_be_thick = match content {
-        ContentKind::Block | ContentKind::Filesystem(_) => true,
-        ContentKind::Directory => false,
     };
-    if wish.parameters.provisioning == Provisioning::Thick && !can_be_thick {
+    let kind = match origin {
+        None => content_for(pool.settings.kind, &wish.capabilities).map_err(unserved)?,
+        Some(origin) => {
+            let kind = origin.content.kind();
+            wish.capabilities.iter().try_for_each(|capability| capability.fits(kind)).map_err(unserved)?;
+            kind
+        }
+    };
+    let provisioning = wish.provisioning();
+    if provisioning == Provisioning::Thick && !kind.is_image() {
         let remedy = "a directory takes no space of its own; leave it out or use a pool of kind image";
         return Err(Problem::new("parameters[provisioning]", "thick", "is not offered by this pool", remedy).into());
     }
-    let bytes = wish.range.choose(content)?;
-    pool.check_writable()?;
-    let record = build(state, pool, wish, content, bytes, &guard)?;
-    Ok(CreateVolumeResponse { volume: Some(describe(&record, node)) })
+    fit(&wish.changes, kind, pool.abilities())?;
+    let bytes = wish.range.choose(kind, origin.map_or(0, |origin| origin.bytes))?;
+    Ok(Plan { pool, kind, bytes, provisioning, origin })
+}
+
+/// Checks that a volume of that kind can be set so.
+pub(super) fn fit(changes: &Changes, kind: ContentKind, abilities: Abilities) -> Result<(), Problem> {
+    let wrong = "is not offered by this volume's pool";
+    let Settings { read_ahead_kib, direct_io, inodes } = changes.settings;
+    let device = "it is a property of a block device; use a pool of kind image";
+    if let Some(value) = read_ahead_kib.filter(|_| !kind.is_image()) {
+        return Err(Problem::new("mutable_parameters[readAheadKiB]", value, wrong, device));
+    }
+    if let Some(value) = direct_io.filter(|_| !kind.is_image()) {
+        return Err(Problem::new("mutable_parameters[directIo]", value, wrong, device));
+    }
+    if let Some(value) = inodes.filter(|_| kind != ContentKind::Directory || !abilities.enforces_sizes) {
+        let remedy = "it is a project quota's; use a pool of kind directory on a filesystem mounted with prjquota";
+        return Err(Problem::new("mutable_parameters[inodes]", value, wrong, remedy));
+    }
+    if changes.provisioning.is_some() && !kind.is_image() {
+        let remedy = "a directory takes no space of its own; leave it out";
+        return Err(Problem::new("mutable_parameters[provisioning]", "", wrong, remedy));
+    }
+    Ok(())
 }
 
 /// The volume of the wanted name, taken: nobody deletes it while the guard is held. The caller holds the name.
@@ -105,7 +176,7 @@ fn find<'a>(
     state: &'a State,
     wanted: Option<&'a Pool>,
     name: &str,
-) -> Result<Option<(Guard, &'a Pool, VolumeRecord)>, CreateError> {
+) -> Result<Option<(Guard, &'a Pool, Arc<VolumeRecord>)>, CreateError> {
     // A pool that nobody asks for needn't be available; the wanted one, if there is such, must be.
     if let Some(pool) = wanted {
         pool.check()?;
@@ -121,22 +192,26 @@ fn take<'a>(
     state: &'a State,
     pool: &'a Pool,
     found: &VolumeRecord,
-) -> Result<Option<(Guard, &'a Pool, VolumeRecord)>, CreateError> {
+) -> Result<Option<(Guard, &'a Pool, Arc<VolumeRecord>)>, CreateError> {
     let guard = state.in_flight.begin(found.id.as_str(), "CreateVolume")?;
     pool.check()?;
     Ok(pool.find_by_name(&found.name)?.map(|record| (guard, pool, record)))
 }
 
-/// A volume as the CSI messages describe it. A directory's size is unknown, as nothing enforces one.
-pub(super) fn describe(record: &VolumeRecord, node: &str) -> Volume {
-    let bytes = match record.content {
-        Content::Block | Content::Filesystem { .. } => record.bytes,
-        Content::Directory => 0,
-    };
+/// A volume as the CSI messages describe it. Where nothing enforces its size, that is unknown (0), unless the pool says
+/// that it is to be told as it was asked for.
+pub(super) fn describe(pool: &Pool, record: &VolumeRecord, node: &str) -> Volume {
+    let told = pool.abilities().enforces_sizes || pool.settings.unenforced_sizes;
+    let bytes = if told { record.bytes } else { 0 };
+    let source = record.source.as_ref().map(|source| match source {
+        Source::Volume(id) => Type::Volume(VolumeSource { volume_id: id.as_str().to_owned() }),
+        Source::Snapshot(id) => Type::Snapshot(SnapshotSource { snapshot_id: id.as_str().to_owned() }),
+    });
     Volume {
         volume_id: record.id.as_str().to_owned(),
         // Sizes were checked to fit when the volume was made.
         capacity_bytes: i64::try_from(bytes).unwrap_or(i64::MAX),
+        content_source: source.map(|source| VolumeContentSource { r#type: Some(source) }),
         accessible_topology: vec![segments(node)],
         ..Volume::default()
     }
@@ -146,21 +221,19 @@ impl Wish {
     fn parse(request: &CreateVolumeRequest, node: &str) -> Result<Self, CreateError> {
         let name = required("name", &request.name)?.to_owned();
         names::check_volume_name(&name).map_err(|wrong| Problem::new("name", "", wrong, "use printable characters"))?;
-        if request.volume_content_source.is_some() {
-            let wrong = "is not offered: this driver makes no snapshots or clones yet";
-            return Err(Problem::new("volume_content_source", "", wrong, "leave it out").into());
-        }
-        if !request.mutable_parameters.is_empty() {
-            let wrong = "are not offered: the driver doesn't advertise MODIFY_VOLUME";
-            return Err(Problem::new("mutable_parameters", "", wrong, "leave them out").into());
-        }
         check_map("secrets", &request.secrets)?;
         let parameters = Parameters::parse(&request.parameters)?;
+        let changes = Changes::parse(&request.mutable_parameters)?;
+        let source = Wanted::parse(request.volume_content_source.as_ref())?;
         let capabilities = capabilities(&request.volume_capabilities, &parameters)
             .map_err(|(Rejected::Invalid(problem) | Rejected::Unsupported(problem))| problem)?;
         let range = SizeRange::parse(request.capacity_range.as_ref())?;
         let on_this_node = admits(request.accessibility_requirements.as_ref(), node);
-        Ok(Self { name, capabilities, parameters, range, on_this_node })
+        Ok(Self { name, capabilities, parameters, changes, range, source, on_this_node })
+    }
+
+    fn provisioning(&self) -> Provisioning {
+        self.changes.provisioning.unwrap_or(self.parameters.provisioning)
     }
 
     /// In what an existing volume of that name isn't what is asked for.
@@ -168,8 +241,14 @@ impl Wish {
         if let Some(wanted) = self.parameters.pool.as_ref().filter(|wanted| **wanted != pool.settings.name) {
             return Some(format!("in pool {}, not {wanted}", pool.settings.name));
         }
-        if self.parameters.provisioning != existing.provisioning {
+        if self.provisioning() != existing.provisioning {
             return Some("it is provisioned otherwise".to_owned());
+        }
+        match (&self.source, &existing.source) {
+            (None, None) => {}
+            (Some(wanted), Some(source)) if wanted.is(source) => {}
+            (_, Some(source)) => return Some(format!("it was made from {}", source.as_str())),
+            (_, None) => return Some("it was made from nothing".to_owned()),
         }
         if !self.range.admits(existing.bytes) {
             return Some(format!("with {} bytes, outside of capacity_range", existing.bytes));
@@ -228,74 +307,13 @@ fn choose_pool<'a>(state: &'a State, wish: &Wish) -> Result<&'a Pool, Problem> {
     })
 }
 
-/// Builds the volume beside the others and renames it into place.
-fn build(
-    state: &State,
-    pool: &Pool,
-    wish: Wish,
-    content: ContentKind,
-    bytes: u64,
-    hold: &Hold,
-) -> Result<VolumeRecord, CreateError> {
-    // Counts until the volume counts itself.
-    let _reservation = match content {
-        ContentKind::Block | ContentKind::Filesystem(_) => Some(state.pools.reserve(pool, bytes)?),
-        ContentKind::Directory => {
-            let available = state.pools.available(pool)?;
-            if bytes > available {
-                let pool = pool.settings.name.clone();
-                return Err(Lacking::Space { pool, bytes, largest: available }.into());
-            }
-            None
-        }
-    };
-    let id = VolumeId::generate();
-    let draft = pool.build(&id)?;
-    let provisioning = wish.parameters.provisioning;
-    let content = match content {
-        ContentKind::Directory => {
-            let path = data(draft.folder());
-            rustix::fs::mkdir(&path, Mode::from_raw_mode(0o755))
-                .map_err(|error| StoreError::io("create", &path)(error.into()))?;
-            Content::Directory
-        }
-        ContentKind::Block | ContentKind::Filesystem(_) => {
-            let path = image(draft.folder());
-            let file = create_image(&path, bytes)?;
-            let content = if let ContentKind::Filesystem(filesystem) = content {
-                let uuid = Uuid::new_v4();
-                // Before it is a volume, and so once in a volume's life.
-                format(&state.settings.helper, filesystem, &path, uuid, Arc::clone(hold))?;
-                match superblock::read(&file).map_err(StoreError::io("read", &path))? {
-                    Signature::Filesystem(found) if (found.filesystem, found.uuid) == (filesystem, uuid) => {
-                        Content::Filesystem { filesystem, uuid }
-                    }
-                    _ => return Err(CreateError::NotFormatted { filesystem, uuid, image: path.display().to_string() }),
-                }
-            } else {
-                Content::Block
-            };
-            // Only now: mkfs makes holes where it wants zeros.
-            if provisioning == Provisioning::Thick {
-                fill_holes(&file, &path, bytes)?;
-            }
-            file.sync_all().map_err(StoreError::io("sync", &path))?;
-            content
-        }
-    };
-    let record = VolumeRecord::new(id, wish.name, bytes, provisioning, content);
-    draft.commit(record.clone())?;
-    tracing::info!(volume = %record.id, name = record.name, pool = pool.settings.name, bytes, "volume created");
-    Ok(record)
-}
-
 #[cfg(test)]
 mod tests {
     use keelson_host::{HostRoot, Node};
     use prometheus_client::registry::Registry;
 
     use super::*;
-    use crate::{PoolKind, PoolSection, StorageSection, service::Metrics, store::Attachments};
+    use crate::{PoolKind, PoolSection, StorageSection, policy::Content, service::Metrics, store::Attachments};
 
     #[test]
     fn a_volume_that_was_found_but_is_deleted_by_now_is_no_answer() {
@@ -314,11 +332,11 @@ mod tests {
         pool.check().unwrap();
         let id = VolumeId::generate();
         let found = VolumeRecord::new(id.clone(), "pvc-1".to_owned(), 0, Provisioning::Thin, Content::Directory);
-        pool.build(&id).unwrap().commit(found.clone()).unwrap();
+        pool.build(id.as_str()).unwrap().commit(found.clone(), None).unwrap();
 
         let deleting = state.in_flight.begin(id.as_str(), "DeleteVolume").unwrap();
         assert!(matches!(find(&state, Some(pool), "pvc-1"), Err(CreateError::Pending(_))));
-        pool.remove(&id).unwrap();
+        pool.remove(&found).unwrap();
         drop(deleting);
         assert!(take(&state, pool, &found).unwrap().is_none());
     }

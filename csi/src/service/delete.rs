@@ -9,7 +9,7 @@ use super::{Pending, State, request::required};
 use crate::{
     kernel::{KernelError, Presence, loop_device},
     policy::check_map,
-    store::{Attachment, LookupError, RecordError, StoreError, content_path},
+    store::{Attachment, LookupError, RecordError, StoreError, VolumeRecord, content_path},
 };
 
 /// Why a volume was not deleted.
@@ -41,14 +41,14 @@ pub(super) fn delete(state: &State, request: &DeleteVolumeRequest) -> Result<Del
     let id = required("volume_id", &request.volume_id)?;
     check_map("secrets", &request.secrets)?;
     let _guard = state.in_flight.begin(id, "DeleteVolume")?;
-    let (pool, record) = match state.pools.locate(id) {
+    let (pool, record) = match state.pools.locate::<VolumeRecord>(id) {
         Ok(found) => found,
         // Gone is what was asked for. A missing disk is another error, and so is never taken for this one.
-        Err(LookupError::Unknown(_)) => return Ok(DeleteVolumeResponse {}),
+        Err(LookupError::Unknown { .. }) => return Ok(DeleteVolumeResponse {}),
         Err(error) => return Err(error.into()),
     };
     let kind = record.content.kind();
-    let (root, content) = (&state.settings.root, content_path(&pool.folder(&record.id), kind));
+    let (root, content) = (&state.settings.root, content_path(&pool.folder(&*record), kind));
     let mut presence = Presence::read_anew(root, &content, kind)?;
     if presence.is_letting_go() {
         loop_device::detach(root, &content).map_err(KernelError::from)?;
@@ -59,7 +59,7 @@ pub(super) fn delete(state: &State, request: &DeleteVolumeRequest) -> Result<Del
     }
     // First: once the volume is gone, no retry comes here.
     state.attachments.write(&record.id, &Attachment::default())?;
-    pool.remove(&record.id)?;
+    pool.remove(&*record)?;
     tracing::info!(volume = id, name = record.name, pool = pool.settings.name, "volume deleted");
     Ok(DeleteVolumeResponse {})
 }

@@ -27,6 +27,8 @@ struct Operations {
 struct Operation {
     name: &'static str,
     since: Instant,
+    /// How many hold the key, if they share it.
+    sharers: Option<u32>,
 }
 
 /// Exclusive access to one volume, until dropped. It moves into the work itself, so it also outlives a client that
@@ -58,13 +60,26 @@ impl InFlight {
         self.take(key.into(), operation, PATIENCE)
     }
 
+    /// Takes `key` together with others for an `operation` that changes nothing of it, such as copying it.
+    pub(crate) fn begin_shared(&self, key: impl Into<String>, operation: &'static str) -> Result<Guard, Pending> {
+        let key = key.into();
+        let mut running = self.lock();
+        let since = Instant::now();
+        let held = running.entry(key.clone()).or_insert(Operation { name: operation, since, sharers: Some(0) });
+        match &mut held.sharers {
+            Some(sharers) => *sharers += 1,
+            None => return Err(Pending { key, operation: held.name, seconds: held.since.elapsed().as_secs() }),
+        }
+        Ok(Guard { in_flight: self.clone(), key })
+    }
+
     fn take(&self, key: String, operation: &'static str, patience: Duration) -> Result<Guard, Pending> {
         let waited = self.0.ended.wait_timeout_while(self.lock(), patience, |running| running.contains_key(&key));
         let (mut running, _) = waited.unwrap_or_else(PoisonError::into_inner);
         if let Some(other) = running.get(&key) {
             return Err(Pending { key, operation: other.name, seconds: other.since.elapsed().as_secs() });
         }
-        running.insert(key.clone(), Operation { name: operation, since: Instant::now() });
+        running.insert(key.clone(), Operation { name: operation, since: Instant::now(), sharers: None });
         Ok(Guard { in_flight: self.clone(), key })
     }
 
@@ -76,7 +91,12 @@ impl InFlight {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        self.in_flight.lock().remove(&self.key);
+        let mut running = self.in_flight.lock();
+        match running.get_mut(&self.key).and_then(|operation| operation.sharers.as_mut()) {
+            Some(sharers @ 2..) => *sharers -= 1,
+            _ => drop(running.remove(&self.key)),
+        }
+        drop(running);
         self.in_flight.0.ended.notify_all();
     }
 }
@@ -95,6 +115,21 @@ mod tests {
         drop(guard);
         drop(in_flight.begin("v", "DeleteVolume").unwrap());
         drop(other);
+    }
+
+    #[test]
+    fn who_shares_keeps_out_who_does_not() {
+        let in_flight = InFlight::default();
+        let first = in_flight.begin_shared("s", "CreateVolume").unwrap();
+        let second = in_flight.begin_shared("s", "CreateVolume").unwrap();
+        assert!(in_flight.begin("s", "DeleteSnapshot").is_err());
+        drop(first);
+        assert!(in_flight.begin("s", "DeleteSnapshot").is_err());
+        drop(second);
+        let alone = in_flight.begin("s", "DeleteSnapshot").unwrap();
+        assert!(in_flight.begin_shared("s", "CreateVolume").is_err());
+        drop(alone);
+        assert!(in_flight.lock().is_empty());
     }
 
     #[test]

@@ -1,13 +1,17 @@
 //! The protocol's edge: validation of what was asked, and calls. One file per CSI service, and one per operation that
 //! has more to it.
 
+mod build;
+mod capacity;
 mod controller;
 mod create;
 mod delete;
 mod identity;
 mod in_flight;
 mod layer;
+mod list;
 mod node;
+mod origin;
 mod publish;
 mod request;
 mod stage;
@@ -25,6 +29,7 @@ pub(crate) use create::CreateError;
 pub(crate) use delete::DeleteError;
 pub(crate) use in_flight::{Guard, InFlight, Pending};
 pub(crate) use layer::{Metrics, ObserveLayer};
+pub(crate) use origin::OriginError;
 pub(crate) use publish::PublishError;
 pub(crate) use stage::StageError;
 pub(crate) use stats::StatsError;

@@ -115,6 +115,7 @@ pub(super) fn unstage(
     volume.detach()?;
     attachment.staged = None;
     volume.write(&attachment)?;
+    volume.settle();
     tracing::info!(volume = id, path = %staging, "volume unstaged");
     Ok(NodeUnstageVolumeResponse {})
 }

@@ -7,7 +7,7 @@ use super::{State, VolumeError, request::required};
 use crate::{
     kernel::{KernelError, Presence, filesystem, path},
     policy::{ContentKind, TargetPath},
-    store::content_path,
+    store::{VolumeRecord, content_path},
 };
 
 /// Why no figures can be given.
@@ -40,19 +40,19 @@ pub(super) fn stats(
     // Looking disturbs no other operation; but on a disk that doesn't answer, one that waits is enough.
     let _guard =
         state.in_flight.begin_in_turn(format!("stats of {id}"), "NodeGetVolumeStats").map_err(VolumeError::from)?;
-    let (pool, record) = state.pools.locate(id).map_err(VolumeError::from)?;
+    let (pool, record) = state.pools.locate::<VolumeRecord>(id).map_err(VolumeError::from)?;
     let not_there = || StatsError::NotThere { id: id.to_owned(), path: request.volume_path.clone() };
     // No volume is at what can't be a target path.
     let path = TargetPath::try_from(request.volume_path.clone()).map_err(|_| not_there())?;
     let kind = record.content.kind();
-    let presence = Presence::read(&state.settings.root, &content_path(&pool.folder(&record.id), kind), kind)
+    let presence = Presence::read(&state.settings.root, &content_path(&pool.folder(&*record), kind), kind)
         .map_err(VolumeError::from)?;
     if !presence.is_at(&path).map_err(VolumeError::from)? {
         return Err(not_there());
     }
     let usage = match kind {
         ContentKind::Block => vec![usage(Unit::Bytes, record.bytes, 0, 0)],
-        ContentKind::Filesystem(_) | ContentKind::Directory => {
+        ContentKind::Filesystem(_) | ContentKind::Directory | ContentKind::Subvolume => {
             let failed = KernelError::path(path.as_path());
             let found = path::open(&path).and_then(filesystem::usage).map_err(failed).map_err(VolumeError::from)?;
             let used_inodes = found.total_inodes.saturating_sub(found.available_inodes);

@@ -27,7 +27,7 @@ pub(super) struct Volume<'a> {
     state: &'a State,
     pool: &'a Pool,
     guard: Arc<Guard>,
-    pub(super) record: VolumeRecord,
+    pub(super) record: Arc<VolumeRecord>,
     folder: PathBuf,
 }
 
@@ -107,8 +107,8 @@ impl<'a> Volume<'a> {
     /// Finds the volume and takes it for `operation`.
     pub(super) fn take(state: &'a State, id: &str, operation: &'static str) -> Result<Self, VolumeError> {
         let guard = Arc::new(state.in_flight.begin(id, operation)?);
-        let (pool, record) = state.pools.locate(id)?;
-        let folder = pool.folder(&record.id);
+        let (pool, record) = state.pools.locate::<VolumeRecord>(id)?;
+        let folder = pool.folder(&*record);
         Ok(Self { state, pool, guard, record, folder })
     }
 
@@ -143,12 +143,14 @@ impl<'a> Volume<'a> {
     pub(super) fn is_staged_at(&self, presence: &Presence, path: &TargetPath) -> Result<bool, VolumeError> {
         match self.record.content {
             Content::Block => Ok(!presence.devices().is_empty()),
-            Content::Filesystem { .. } | Content::Directory => Ok(presence.is_at(path)?),
+            Content::Filesystem { .. } | Content::Directory | Content::Subvolume => Ok(presence.is_at(path)?),
         }
     }
 
     /// Makes it ready to be published: everything that is done once per node.
     pub(super) fn stage(&self, path: &TargetPath, capability: &Capability) -> Result<(), VolumeError> {
+        // From here on its space may change.
+        self.pool.attached(&self.record.id);
         let before = self.presence()?;
         let staged = self.try_stage(&before, path, capability);
         if staged.is_err() && before.devices().is_empty() {
@@ -177,7 +179,7 @@ impl<'a> Volume<'a> {
                 let device = self.attach(false)?;
                 Request::Mount { filesystem, device, target: path.clone(), options }
             }
-            Content::Block | Content::Directory => {
+            Content::Block | Content::Directory | Content::Subvolume => {
                 let source = BindSource::Own(data(&self.folder));
                 Request::Bind { source, target: path.clone(), options }
             }
@@ -228,13 +230,18 @@ impl<'a> Volume<'a> {
     pub(super) fn detach(&self) -> Result<(), VolumeError> {
         match self.record.content {
             Content::Block | Content::Filesystem { .. } => {}
-            Content::Directory => return Ok(()),
+            Content::Directory | Content::Subvolume => return Ok(()),
         }
         let left = loop_device::detach(&self.state.settings.root, &image(&self.folder)).map_err(KernelError::from)?;
         if left > 0 {
             tracing::warn!(volume = %self.record.id, left, "others still have a loop device open; it goes when they do");
         }
         Ok(())
+    }
+
+    /// Tells its pool that nobody writes to it any more.
+    pub(super) fn settle(&self) {
+        self.pool.detached(&self.record.id);
     }
 
     /// Mounts it at `target`, which is made for that where nothing is.

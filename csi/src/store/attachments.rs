@@ -12,7 +12,7 @@ use std::{
 use keelson_host::Durability;
 use serde::{Deserialize, Serialize};
 
-use super::identity::{RecordError, VERSION, read_record, write_record};
+use super::format::{Format, RecordError, read_record, write_record};
 use crate::policy::{Capability, Publication, TargetPath, VolumeId};
 
 /// The records of all volumes of this node.
@@ -22,10 +22,9 @@ pub(crate) struct Attachments {
 }
 
 /// How one volume is, or was to be, staged and published.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct Attachment {
-    version: u32,
     pub(crate) staged: Option<Staged>,
     pub(crate) published: Vec<Publication>,
 }
@@ -38,10 +37,8 @@ pub(crate) struct Staged {
     pub(crate) capability: Capability,
 }
 
-impl Default for Attachment {
-    fn default() -> Self {
-        Self { version: VERSION, staged: None, published: Vec::new() }
-    }
+impl Format for Attachment {
+    const NEWEST: u32 = 1;
 }
 
 impl Attachments {
@@ -80,6 +77,17 @@ impl Attachments {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(RecordError::io("remove", &path)(error)),
             _ => Ok(()),
         }
+    }
+
+    /// The volumes that something is recorded of.
+    pub(crate) fn ids(&self) -> Result<Vec<VolumeId>, RecordError> {
+        let failed = RecordError::io("list", &self.directory);
+        let mut ids = Vec::new();
+        for entry in fs::read_dir(&self.directory).map_err(&failed)? {
+            let name = entry.map_err(&failed)?.file_name();
+            ids.extend(name.to_str().and_then(|name| name.strip_suffix(".json")?.parse().ok()));
+        }
+        Ok(ids)
     }
 
     fn path_of(&self, id: &VolumeId) -> PathBuf {
@@ -123,9 +131,13 @@ mod tests {
                 "readOnly": false
             }]
         }"#;
-        let value: serde_json::Value = serde_json::from_str(text).unwrap();
-        let attachment: Attachment = serde_json::from_value(value.clone()).unwrap();
-        assert_eq!(serde_json::to_value(attachment).unwrap(), value);
+        let state = tempfile::tempdir().unwrap();
+        let attachments = Attachments::open(state.path()).unwrap();
+        let id = VolumeId::generate();
+        fs::write(attachments.path_of(&id), text).unwrap();
+        attachments.write(&id, &attachments.read(&id).unwrap()).unwrap();
+        let written: serde_json::Value = serde_json::from_slice(&fs::read(attachments.path_of(&id)).unwrap()).unwrap();
+        assert_eq!(written, serde_json::from_str::<serde_json::Value>(text).unwrap());
     }
 
     #[test]

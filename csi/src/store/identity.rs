@@ -8,34 +8,34 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use keelson_host::{Durability, write_atomic};
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use keelson_host::Durability;
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::format::{Format, RecordError, read_record, write_record};
 use crate::config::PoolKind;
 
 /// The marker's name in the pool's directory.
 pub(super) const MARKER: &str = "keelson-pool.json";
 
-/// The version of both formats that this program writes, and the only one so far.
-pub(super) const VERSION: u32 = 1;
-
 /// `<pool>/keelson-pool.json`: makes a directory a pool.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct Marker {
-    version: u32,
     /// This pool's own; a copy of the pool has the same.
     pub(crate) uuid: Uuid,
     /// How its volumes are kept; can't be changed later.
     pub(crate) kind: PoolKind,
 }
 
+impl Format for Marker {
+    const NEWEST: u32 = 1;
+}
+
 /// `<stateDir>/storage/pools/<name>.json`: what the pool of that name was when it was first used.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct Remembered {
-    version: u32,
     /// The marker's UUID.
     pub(crate) uuid: Uuid,
     /// The UUID of the filesystem it lies on; none where the filesystem or the kernel doesn't tell.
@@ -44,51 +44,14 @@ pub(crate) struct Remembered {
     pub(crate) path: PathBuf,
 }
 
-/// Why a record could not be read or written.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum RecordError {
-    #[error("failed to {what} {}", path.display())]
-    Io { what: &'static str, path: PathBuf, source: io::Error },
-    #[error("{} does not hold what it should: {source}", path.display())]
-    Content { path: PathBuf, source: serde_json::Error },
-    #[error("{} has version {found}; this program reads version {VERSION}", path.display())]
-    Version { path: PathBuf, found: u64 },
-}
-
-impl RecordError {
-    pub(crate) fn io(what: &'static str, path: &Path) -> impl Fn(io::Error) -> Self {
-        move |source| Self::Io { what, path: path.to_owned(), source }
-    }
-}
-
-/// Reads a record of version 1, or none if the file isn't there.
-pub(crate) fn read_record<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, RecordError> {
-    let text = match fs::read(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(RecordError::io("read", path)(error)),
-    };
-    let content = |source| RecordError::Content { path: path.to_owned(), source };
-    let value: serde_json::Value = serde_json::from_slice(&text).map_err(content)?;
-    // The version first: a later one may have other fields, and then the version is the reason to tell.
-    match value.get("version").and_then(serde_json::Value::as_u64) {
-        Some(found) if found != u64::from(VERSION) => Err(RecordError::Version { path: path.to_owned(), found }),
-        _ => serde_json::from_value(value).map(Some).map_err(content),
-    }
-}
-
-/// Writes a record, whole or not at all.
-pub(crate) fn write_record<T: Serialize>(path: &Path, record: &T, durability: Durability) -> Result<(), RecordError> {
-    let mut text =
-        serde_json::to_vec_pretty(record).map_err(|source| RecordError::Content { path: path.to_owned(), source })?;
-    text.push(b'\n');
-    write_atomic(path, &text, 0o600, durability).map_err(RecordError::io("write", path))
+impl Format for Remembered {
+    const NEWEST: u32 = 1;
 }
 
 impl Marker {
     /// A new pool's.
     pub(crate) fn generate(kind: PoolKind) -> Self {
-        Self { version: VERSION, uuid: Uuid::new_v4(), kind }
+        Self { uuid: Uuid::new_v4(), kind }
     }
 
     /// The marker of the pool at `pool`, or none.
@@ -103,7 +66,7 @@ impl Marker {
 
 impl Remembered {
     pub(crate) fn new(marker: &Marker, filesystem_uuid: Option<Uuid>, path: &Path) -> Self {
-        Self { version: VERSION, uuid: marker.uuid, filesystem_uuid, path: path.to_owned() }
+        Self { uuid: marker.uuid, filesystem_uuid, path: path.to_owned() }
     }
 
     /// Where the memory of the pool `name` is kept.
@@ -188,7 +151,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join(MARKER), r#"{"version": 2, "more": true}"#).unwrap();
         let error = Marker::read(directory.path()).unwrap_err();
-        assert!(error.to_string().ends_with("has version 2; this program reads version 1"), "{error}");
+        assert!(error.to_string().ends_with("has version 2; this program reads version 1 to 1"), "{error}");
     }
 
     #[test]

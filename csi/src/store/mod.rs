@@ -1,13 +1,25 @@
 //! What must survive a crash. The pool is the database: a volume describes itself, and a restart is one scan.
 
 mod attachments;
+mod draft;
+mod format;
 mod identity;
+mod index;
 mod pool;
 mod pools;
-mod volume;
+mod record;
+mod scan;
+mod space;
+mod templates;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use attachments::{Attachment, Attachments, Staged};
-pub(crate) use identity::{Fitness, RecordError, Remembered, fitness, is_some_pool};
-pub(crate) use pool::{Pool, StoreError, Unavailable, create_image, fill_holes};
-pub(crate) use pools::{Lacking, LookupError, Pools};
-pub(crate) use volume::{VolumeRecord, content_path, data, image};
+pub(crate) use draft::Draft;
+pub(crate) use format::RecordError;
+pub(crate) use identity::{Fitness, Remembered, fitness, is_some_pool};
+pub(crate) use index::Kept;
+pub(crate) use pool::{Lookup, Pool, StoreError, Unavailable};
+pub(crate) use pools::{Lacking, LookupError, Pools, Reservation, Room};
+pub(crate) use record::{GroupRecord, SnapshotRecord, Source, VolumeRecord, content_path, data, image};
+pub(crate) use space::{Promise, promise_of};

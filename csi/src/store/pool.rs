@@ -1,32 +1,37 @@
-//! A pool: its identity, the volumes in it, and the two renames that make and unmake one.
+//! A pool: its identity, and what lies in it.
 //!
 //! ```text
-//! <pool>/keelson-pool.json              which pool this is
-//! <pool>/volumes/<id>/volume.json       what the volume is
-//! <pool>/volumes/<id>/image | data/     its content
-//! <pool>/building/<id>/                 a volume that isn't one yet, or isn't one any more; swept by a scan
+//! <pool>/keelson-pool.json                    which pool this is
+//! <pool>/volumes/<id>/volume.json             what the volume is
+//! <pool>/volumes/<id>/image | data/           its content
+//! <pool>/snapshots/<id>/snapshot.json         what the snapshot is; its content as a volume's
+//! <pool>/groups/<id>/group.json               what the group of snapshots is
+//! <pool>/groups/<id>/<snapshot id>/           its snapshots
+//! <pool>/building/<id>/                       what isn't one of these yet, or isn't one any more; swept by a scan
+//! <pool>/templates/                           formatted images that new ones are cloned from; can be removed any time
 //! ```
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::HashSet,
     fs::{self, DirBuilder, File},
     io,
     os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
 };
 
 use super::{
-    identity::{MARKER, Marker, RecordError, Remembered, is_empty},
-    volume::{VolumeRecord, image},
+    format::RecordError,
+    identity::{MARKER, Marker, Remembered, is_empty},
+    index::{Index, Kept},
 };
 use crate::{
     config::{PoolKind, PoolSettings},
-    kernel::filesystem,
-    policy::{Content, VolumeId, charge},
+    kernel::{filesystem, reflink},
+    policy::{Abilities, VolumeId},
 };
 
 /// One pool of the config, whether its disk is there or not.
@@ -36,26 +41,22 @@ pub(crate) struct Pool {
     state_dir: PathBuf,
     /// The volumes, once the pool was recognised; none again when it is lost. Never held while the disk is asked:
     /// a disk that doesn't answer must not hold up who only looks whether a volume is here.
-    index: Mutex<Option<Index>>,
+    pub(super) index: Mutex<Option<Index>>,
     /// Held while the pool is used for the first time, while it is scanned, and while a volume becomes one or ceases
     /// to be: a scan sees each either before or after, and its index is that of the pool.
-    arranging: Mutex<()>,
-    /// What this process is at work on in `building`. No scan sweeps that.
-    building: Mutex<HashSet<VolumeId>>,
+    pub(super) arranging: Mutex<()>,
+    /// What this process is at work on in `building`, by folder name. No scan sweeps that.
+    pub(super) sites: Mutex<HashSet<String>>,
+    /// What its filesystem can do; told by the last scan.
+    abilities: Mutex<Option<Abilities>>,
+    /// The volumes that a Pod, or somebody else, may be writing to.
+    pub(super) attached: Mutex<HashSet<VolumeId>>,
+    /// Held while a template is made.
+    pub(super) making_template: Mutex<()>,
     /// Whether its filesystem was read-only when it was last used: so a failing disk ends up.
     read_only: AtomicBool,
     /// The marker, locked: no other process uses the pool while this one does, and sweeps what it is building.
     claim: Mutex<Option<File>>,
-}
-
-#[derive(Debug, Default)]
-struct Index {
-    /// The device number of the filesystem that the pool lies on.
-    device: u64,
-    volumes: BTreeMap<VolumeId, VolumeRecord>,
-    by_name: HashMap<String, VolumeId>,
-    /// Folders whose record can't be read, and why.
-    damaged: BTreeMap<VolumeId, String>,
 }
 
 /// The pool can't be used now. All calls that concern it wait for its disk.
@@ -113,8 +114,8 @@ impl StoreError {
 
 /// What a pool knows of an id.
 #[derive(Debug)]
-pub(crate) enum Lookup {
-    Found(VolumeRecord),
+pub(crate) enum Lookup<T> {
+    Found(Arc<T>),
     Damaged(String),
     Absent,
     /// The pool is unavailable, so nobody knows.
@@ -128,7 +129,10 @@ impl Pool {
             state_dir: state_dir.to_owned(),
             index: Mutex::default(),
             arranging: Mutex::default(),
-            building: Mutex::default(),
+            sites: Mutex::default(),
+            making_template: Mutex::default(),
+            abilities: Mutex::default(),
+            attached: Mutex::default(),
             read_only: AtomicBool::default(),
             claim: Mutex::default(),
         }
@@ -147,7 +151,7 @@ impl Pool {
         checked.map_err(|source| {
             // What was known may be wrong when the disk is back.
             *self.lock() = None;
-            if lock(&self.building).is_empty() {
+            if lock(&self.sites).is_empty() {
                 self.release();
             }
             self.unavailable(source)
@@ -168,6 +172,7 @@ impl Pool {
         if self.lock().is_none() {
             let _arranging = lock(&self.arranging);
             if self.lock().is_none() {
+                *lock(&self.abilities) = Some(self.probe()?);
                 let index = self.scan()?;
                 *self.lock() = Some(index);
             }
@@ -257,68 +262,58 @@ impl Pool {
         *lock(&self.claim) = None;
     }
 
-    /// Sweeps what isn't a volume and reads what is.
-    fn scan(&self) -> Result<Index, RecordError> {
-        for directory in [self.volumes(), self.building()] {
-            create_directory(&directory)?;
-        }
-        // A volume that was made or unmade without being synced: what is believed from now on must be durable.
-        for directory in [self.volumes(), self.building()] {
-            sync(&directory).map_err(RecordError::io("sync", &directory))?;
-        }
-        for path in entries(&self.building())? {
-            let id = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
-            if id.is_some_and(|id: VolumeId| lock(&self.building).contains(&id)) {
-                continue;
-            }
-            remove_tree(&path).map_err(RecordError::io("remove", &path))?;
-            tracing::info!(pool = self.settings.name, path = %path.display(), "swept a half-made volume");
-        }
+    /// What the pool's filesystem can do.
+    fn probe(&self) -> Result<Abilities, IdentityError> {
         let path = &self.settings.path;
-        let device = fs::metadata(path).map_err(RecordError::io("look at", path))?.dev();
-        let mut index = Index { device, ..Index::default() };
-        for folder in entries(&self.volumes())? {
-            let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let Ok(id) = name.parse::<VolumeId>() else {
-                tracing::warn!(pool = self.settings.name, path = %folder.display(), "is not a volume; left alone");
-                continue;
-            };
-            let reason = match VolumeRecord::read(&folder) {
-                Ok(Some(record)) if record.id == id => {
-                    index.insert(record);
-                    continue;
-                }
-                Ok(Some(record)) => format!("its record is that of {}", record.id),
-                Ok(None) => "its record is missing".to_owned(),
-                Err(error) => error.to_string(),
-            };
-            tracing::error!(pool = self.settings.name, volume = %id, reason, "the volume can't be read");
-            index.damaged.insert(id, reason);
-        }
-        tracing::info!(
-            pool = self.settings.name,
-            path = %path.display(),
-            kind = self.settings.kind.as_str(),
-            volumes = index.volumes.len(),
-            "pool is available"
-        );
-        Ok(index)
+        let read_only = filesystem::is_read_only(path).map_err(IdentityError::Filesystem)?;
+        // On a read-only disk nothing can be tried, and nothing made.
+        let shares = match self.settings.kind {
+            PoolKind::Image => !read_only && reflink::can_clone(path).map_err(IdentityError::Filesystem)?,
+            PoolKind::Directory | PoolKind::Subvolume => false,
+        };
+        Ok(Abilities {
+            kind: self.settings.kind,
+            shares_blocks: shares,
+            enforces_sizes: self.settings.kind != PoolKind::Directory,
+        })
     }
 
-    pub(crate) fn find(&self, id: &VolumeId) -> Lookup {
+    /// What the pool's filesystem can do; of a pool that was never available, what any of its kind can.
+    pub(crate) fn abilities(&self) -> Abilities {
+        lock(&self.abilities).unwrap_or_else(|| Abilities::least(self.settings.kind))
+    }
+
+    pub(crate) fn find<T: Kept>(&self, id: &T::Id) -> Lookup<T> {
         let index = self.lock();
         let Some(index) = index.as_ref() else { return Lookup::Unknown };
-        match (index.volumes.get(id), index.damaged.get(id)) {
-            (Some(record), _) => Lookup::Found(record.clone()),
+        match (T::table(index).get(id), index.damaged.get(&id.to_string())) {
+            (Some(record), _) => Lookup::Found(Arc::clone(record)),
             (None, Some(reason)) => Lookup::Damaged(reason.clone()),
             (None, None) => Lookup::Absent,
         }
     }
 
-    pub(crate) fn find_by_name(&self, name: &str) -> Result<Option<VolumeRecord>, Unavailable> {
-        let index = self.lock();
-        let index = index.as_ref().ok_or_else(|| self.lost())?;
-        Ok(index.by_name.get(name).and_then(|id| index.volumes.get(id)).cloned())
+    pub(crate) fn find_by_name<T: Kept>(&self, name: &str) -> Result<Option<Arc<T>>, Unavailable> {
+        self.look(|index| T::table(index).named(name).cloned())
+    }
+
+    /// At most `count` records, by id, whose ids come after `after`.
+    pub(crate) fn after<T: Kept>(&self, after: Option<&T::Id>, count: usize) -> Result<Vec<Arc<T>>, Unavailable> {
+        self.look(|index| T::table(index).after(after, count))
+    }
+
+    /// All records that `wanted` picks, by id.
+    pub(crate) fn filtered<T: Kept>(&self, wanted: impl Fn(&T) -> bool) -> Result<Vec<Arc<T>>, Unavailable> {
+        self.look(|index| T::table(index).iter().filter(|record| wanted(record)).cloned().collect())
+    }
+
+    /// Folders whose record can't be read, by name, and why.
+    pub(crate) fn damaged(&self) -> Result<Vec<(String, String)>, Unavailable> {
+        self.look(|index| index.damaged.iter().map(|(name, reason)| (name.clone(), reason.clone())).collect())
+    }
+
+    fn look<R>(&self, question: impl FnOnce(&Index) -> R) -> Result<R, Unavailable> {
+        self.lock().as_ref().map(question).ok_or_else(|| self.lost())
     }
 
     /// The pool was available, and is no longer.
@@ -326,49 +321,22 @@ impl Pool {
         self.unavailable(IdentityError::Lost)
     }
 
-    /// All volumes, by id.
-    pub(crate) fn all(&self) -> Result<BTreeMap<VolumeId, VolumeRecord>, Unavailable> {
-        self.lock().as_ref().map(|index| index.volumes.clone()).ok_or_else(|| self.lost())
+    /// The folder in which a record's thing lies.
+    pub(crate) fn folder<T: Kept>(&self, record: &T) -> PathBuf {
+        record.folder(self)
     }
 
-    /// A volume's folder.
-    pub(crate) fn folder(&self, id: &VolumeId) -> PathBuf {
-        self.volumes().join(id.as_str())
+    /// Tells that the volume may be written to from now on, until [`Pool::detached`].
+    pub(crate) fn attached(&self, id: &VolumeId) {
+        lock(&self.attached).insert(id.clone());
     }
 
-    /// Starts a new volume in a folder that is no volume yet.
-    pub(crate) fn build(&self, id: &VolumeId) -> Result<Draft<'_>, StoreError> {
-        let folder = self.building().join(id.as_str());
-        let site = Site::open(self, id);
-        DirBuilder::new().mode(0o700).create(&folder).map_err(StoreError::io("create", &folder))?;
-        Ok(Draft { site, folder })
-    }
-
-    /// Unmakes a volume: once the rename is durable it is gone, whatever becomes of the rest.
-    pub(crate) fn remove(&self, id: &VolumeId) -> Result<(), StoreError> {
-        let (folder, grave) = (self.folder(id), self.building().join(id.as_str()));
-        let _site = Site::open(self, id);
-        self.rename(&folder, &grave, |index| index.remove(id))?;
-        if let Err(error) = remove_tree(&grave) {
-            // Its space comes back when the next scan sweeps it.
-            tracing::warn!(volume = %id, path = %grave.display(), %error, "failed to remove a deleted volume's folder");
+    /// Tells that nobody writes to the volume any more.
+    pub(crate) fn detached(&self, id: &VolumeId) {
+        lock(&self.attached).remove(id);
+        if let Some(index) = self.lock().as_mut() {
+            index.ledger.touch(id.as_str());
         }
-        Ok(())
-    }
-
-    /// Makes a volume one, or none any more: what is renamed is in the index, and durable. Else the index is lost, and
-    /// the next check looks at what is there.
-    fn rename(&self, from: &Path, to: &Path, change: impl FnOnce(&mut Index)) -> Result<(), StoreError> {
-        let _arranging = lock(&self.arranging);
-        fs::rename(from, to).map_err(StoreError::io("rename", from))?;
-        let volumes = self.volumes();
-        let synced = sync(&volumes).map_err(StoreError::io("sync", &volumes));
-        let mut index = self.lock();
-        match (&synced, index.as_mut()) {
-            (Ok(()), Some(known)) => change(known),
-            _ => *index = None,
-        }
-        synced
     }
 
     /// Whether the pool was recognised and could be written to when it was last used.
@@ -381,251 +349,48 @@ impl Pool {
         self.lock().as_ref().map(|index| index.device)
     }
 
-    /// What the volumes may still come to take of the pool's free space.
-    pub(crate) fn outstanding(&self) -> Result<u64, StoreError> {
-        let images: Vec<(VolumeId, Option<u64>)> = match self.lock().as_ref() {
-            None => return Ok(0),
-            Some(index) => index
-                .volumes
-                .values()
-                .filter_map(|record| match record.content {
-                    Content::Block | Content::Filesystem { .. } => Some((record.id.clone(), Some(record.bytes))),
-                    Content::Directory => None,
-                })
-                // Whatever a damaged volume is, its file may be filled.
-                .chain(index.damaged.keys().map(|id| (id.clone(), None)))
-                .collect(),
-        };
-        let mut sum = 0_u64;
-        for (id, bytes) in images {
-            let path = image(&self.folder(&id));
-            let found = match fs::metadata(&path) {
-                Ok(found) => found,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(StoreError::io("look at", &path)(error)),
-            };
-            let promised = charge(bytes.unwrap_or(found.len()));
-            sum = sum.saturating_add(promised.saturating_sub(found.blocks().saturating_mul(512)));
-        }
-        Ok(sum)
-    }
-
     /// Usage of the filesystem that the pool lies on.
     pub(crate) fn usage(&self) -> Result<filesystem::Usage, StoreError> {
         let path = &self.settings.path;
         File::open(path).and_then(filesystem::usage).map_err(StoreError::io("ask for the free space of", path))
     }
 
-    fn volumes(&self) -> PathBuf {
+    pub(super) fn volumes(&self) -> PathBuf {
         self.settings.path.join("volumes")
     }
 
-    fn building(&self) -> PathBuf {
+    pub(super) fn snapshots(&self) -> PathBuf {
+        self.settings.path.join("snapshots")
+    }
+
+    pub(super) fn groups(&self) -> PathBuf {
+        self.settings.path.join("groups")
+    }
+
+    pub(super) fn building(&self) -> PathBuf {
         self.settings.path.join("building")
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Index>> {
+    pub(super) fn templates(&self) -> PathBuf {
+        self.settings.path.join("templates")
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Option<Index>> {
         lock(&self.index)
     }
 }
 
 /// What these locks guard is whole after every single change, so one that a panicking thread held is as good as any.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Index {
-    fn insert(&mut self, record: VolumeRecord) {
-        self.by_name.insert(record.name.clone(), record.id.clone());
-        self.volumes.insert(record.id.clone(), record);
-    }
-
-    fn remove(&mut self, id: &VolumeId) {
-        if let Some(record) = self.volumes.remove(id) {
-            self.by_name.remove(&record.name);
-        }
-    }
-}
-
-/// A folder in `building` that this process is at work on; no scan sweeps it until this is dropped.
-#[derive(Debug)]
-struct Site<'a> {
-    pool: &'a Pool,
-    id: VolumeId,
-}
-
-impl<'a> Site<'a> {
-    fn open(pool: &'a Pool, id: &VolumeId) -> Self {
-        lock(&pool.building).insert(id.clone());
-        Self { pool, id: id.clone() }
-    }
-}
-
-impl Drop for Site<'_> {
-    fn drop(&mut self) {
-        lock(&self.pool.building).remove(&self.id);
-    }
-}
-
-/// A volume in the making; dropped before [`Draft::commit`], it leaves nothing.
-#[derive(Debug)]
-pub(crate) struct Draft<'a> {
-    site: Site<'a>,
-    folder: PathBuf,
-}
-
-impl Draft<'_> {
-    pub(crate) fn folder(&self) -> &Path {
-        &self.folder
-    }
-
-    /// Makes the draft a volume: from the rename on it is one. Its content must be durable already.
-    pub(crate) fn commit(self, record: VolumeRecord) -> Result<(), StoreError> {
-        record.write(&self.folder)?;
-        let pool = self.site.pool;
-        pool.rename(&self.folder, &pool.folder(&record.id), |index| index.insert(record))
-    }
-}
-
-impl Drop for Draft<'_> {
-    fn drop(&mut self) {
-        if let Err(error) = remove_tree(&self.folder) {
-            tracing::warn!(path = %self.folder.display(), %error, "failed to remove a half-made volume");
-        }
-    }
-}
-
 /// Makes a directory that only root may enter, with what is missing above it; one that is there is fine.
-fn create_directory(path: &Path) -> Result<(), RecordError> {
+pub(super) fn create_directory(path: &Path) -> Result<(), RecordError> {
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(RecordError::io("create", path))
 }
 
 /// Makes the entries of a directory durable.
-fn sync(directory: &Path) -> io::Result<()> {
+pub(super) fn sync(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
-}
-
-fn entries(path: &Path) -> Result<Vec<PathBuf>, RecordError> {
-    let failed = RecordError::io("list", path);
-    fs::read_dir(path).map_err(&failed)?.map(|entry| entry.map(|entry| entry.path()).map_err(&failed)).collect()
-}
-
-/// Removes a file or folder of the pool's own; nothing there is fine. No link inside is followed.
-fn remove_tree(path: &Path) -> io::Result<()> {
-    let removed = match fs::symlink_metadata(path) {
-        Ok(found) if found.is_dir() => fs::remove_dir_all(path),
-        Ok(_) => fs::remove_file(path),
-        Err(error) => Err(error),
-    };
-    match removed {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
-}
-
-/// Makes an image that is one hole.
-pub(crate) fn create_image(path: &Path, bytes: u64) -> Result<File, StoreError> {
-    let file = File::create_new(path).map_err(StoreError::io("create", path))?;
-    file.set_len(bytes).map_err(StoreError::io("set the size of", path))?;
-    Ok(file)
-}
-
-/// Takes the space of an image's holes.
-pub(crate) fn fill_holes(image: &File, path: &Path, bytes: u64) -> Result<(), StoreError> {
-    rustix::fs::fallocate(image, rustix::fs::FallocateFlags::empty(), 0, bytes)
-        .map_err(|error| StoreError::io("allocate the space of", path)(error.into()))
-}
-
-#[cfg(test)]
-mod tests {
-    use std::{sync::Barrier, thread};
-
-    use super::*;
-    use crate::policy::Provisioning;
-
-    /// A pool of directories in a directory of its own.
-    fn pool(directory: &Path) -> Pool {
-        let path = directory.join("pool");
-        let (name, resolved) = ("pool".to_owned(), path.clone());
-        let settings = PoolSettings { name, path, resolved, kind: PoolKind::Directory, may_create: true };
-        Pool::new(settings, &directory.join("state"))
-    }
-
-    fn record(id: &VolumeId) -> VolumeRecord {
-        VolumeRecord::new(id.clone(), "pvc-1".to_owned(), 0, Provisioning::Thin, Content::Directory)
-    }
-
-    #[test]
-    fn a_scan_leaves_alone_what_is_being_built() {
-        let directory = tempfile::tempdir().unwrap();
-        let pool = pool(directory.path());
-        pool.check().unwrap();
-        let id = VolumeId::generate();
-        let draft = pool.build(&id).unwrap();
-        fs::create_dir(draft.folder().join("data")).unwrap();
-        let left = pool.building().join(VolumeId::generate().as_str());
-        fs::create_dir(&left).unwrap();
-        // The pool's disk was gone for a moment.
-        fs::rename(&pool.settings.path, directory.path().join("away")).unwrap();
-        pool.check().unwrap_err();
-        fs::rename(directory.path().join("away"), &pool.settings.path).unwrap();
-        pool.check().unwrap();
-        assert!(!left.exists());
-        draft.commit(record(&id)).unwrap();
-        assert!(pool.folder(&id).join("data").is_dir());
-        assert_eq!(pool.find_by_name("pvc-1").unwrap(), Some(record(&id)));
-        assert!(lock(&pool.building).is_empty());
-    }
-
-    #[test]
-    fn a_pool_that_is_lost_knows_nothing_rather_than_that_nothing_is_there() {
-        let directory = tempfile::tempdir().unwrap();
-        let pool = pool(directory.path());
-        let id = VolumeId::generate();
-        assert!(matches!(pool.find(&id), Lookup::Unknown));
-        pool.find_by_name("pvc-1").unwrap_err();
-        pool.all().unwrap_err();
-        pool.check().unwrap();
-        assert!(matches!(pool.find(&id), Lookup::Absent));
-    }
-
-    #[test]
-    fn two_first_uses_at_once_make_one_pool() {
-        for _ in 0..30 {
-            let directory = tempfile::tempdir().unwrap();
-            let (pool, start) = (pool(directory.path()), Barrier::new(2));
-            thread::scope(|scope| {
-                let uses = [(); 2].map(|()| {
-                    scope.spawn(|| {
-                        start.wait();
-                        pool.check()
-                    })
-                });
-                for used in uses {
-                    used.join().unwrap().unwrap();
-                }
-            });
-            pool.check().unwrap();
-        }
-    }
-
-    #[test]
-    fn an_unmade_volume_that_is_not_durable_is_no_longer_believed_to_be_gone() {
-        let directory = tempfile::tempdir().unwrap();
-        let pool = pool(directory.path());
-        pool.check().unwrap();
-        let id = VolumeId::generate();
-        let draft = pool.build(&id).unwrap();
-        draft.commit(record(&id)).unwrap();
-        let (folder, away) = (pool.folder(&id), directory.path().join("away"));
-        // The rename works; then there is no directory to sync.
-        let failed = pool.rename(&pool.volumes(), &away, |index| index.remove(&id));
-        failed.unwrap_err();
-        assert!(!pool.is_available());
-        fs::rename(&away, pool.volumes()).unwrap();
-        pool.check().unwrap();
-        assert!(matches!(pool.find(&id), Lookup::Found(_)) && folder.is_dir());
-        pool.remove(&id).unwrap();
-        assert!(matches!(pool.find(&id), Lookup::Absent) && !folder.exists());
-    }
 }

@@ -1,43 +1,43 @@
-//! All pools together: which one holds a volume, and what each can still promise.
+//! All pools together: which one holds a thing, and what each can still promise.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 use super::{
-    pool::{Lookup, Pool, StoreError, Unavailable},
-    volume::VolumeRecord,
+    index::Kept,
+    pool::{Lookup, Pool, StoreError, Unavailable, lock},
 };
 use crate::{
     config::PoolSettings,
-    policy::{VolumeId, charge, largest_volume},
+    policy::{ForeignId, VolumeId, available, largest_volume},
 };
 
 /// The pools of the config.
 #[derive(Debug)]
 pub(crate) struct Pools {
     pools: Vec<Pool>,
-    /// For each filesystem, by device number: what is promised to volumes in the making.
-    ledgers: Mutex<HashMap<u64, Ledger>>,
+    /// For each filesystem, by device number: what is promised to what is in the making.
+    ledgers: Mutex<HashMap<u64, Making>>,
 }
 
-/// Bytes promised to volumes in the making; the lock is held while space is counted.
-type Ledger = Arc<Mutex<u64>>;
+/// Bytes promised to what is in the making; the lock is held while space is counted.
+type Making = Arc<Mutex<u64>>;
 
-/// The volume can't be told about.
+/// It can't be told about.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LookupError {
-    #[error("there is no volume {0:?} on this node")]
-    Unknown(String),
+    #[error("there is no {what} {id:?} on this node")]
+    Unknown { what: &'static str, id: String },
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
-    #[error("volume {id} can't be read: {reason}")]
-    Damaged { id: VolumeId, reason: String },
+    #[error("{what} {id} can't be read: {reason}")]
+    Damaged { what: &'static str, id: String, reason: String },
 }
 
-/// Room for one more volume can't be promised.
+/// Room for one more can't be promised.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Lacking {
     #[error("pool {pool} has no room for {bytes} bytes: the largest volume it can promise has {largest}")]
@@ -46,18 +46,35 @@ pub(crate) enum Lacking {
     Store(#[from] StoreError),
 }
 
-/// Space that is kept for a volume in the making, until dropped. By then the volume counts itself.
+/// Space that is kept for something in the making, until dropped. By then it counts itself.
 #[derive(Debug)]
 pub(crate) struct Reservation {
-    ledger: Ledger,
+    making: Making,
     bytes: u64,
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        let mut reserved = lock(&self.ledger);
+        let mut reserved = lock(&self.making);
         *reserved = reserved.saturating_sub(self.bytes);
     }
+}
+
+/// What a pool has, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Room {
+    /// The size of its filesystem.
+    pub(crate) total: u64,
+    /// What is free there.
+    pub(crate) free: u64,
+    /// What is kept free.
+    pub(crate) reserve: u64,
+    /// What was promised, by all pools on the filesystem.
+    pub(crate) promised: u64,
+    /// How much of the promises is taken at least.
+    pub(crate) taken: u64,
+    /// What can still be promised.
+    pub(crate) available: u64,
 }
 
 impl Pools {
@@ -74,18 +91,19 @@ impl Pools {
         self.pools.iter().find(|pool| pool.settings.name == name)
     }
 
-    /// The volume with this id, in a pool that was just recognised.
+    /// What has this id, in a pool that was just recognised.
     ///
     /// An id that no pool knows may lie in one whose disk is missing: then that is the answer. A pool that doesn't
-    /// answer only holds up calls for its own volumes.
-    pub(crate) fn locate(&self, id: &str) -> Result<(&Pool, VolumeRecord), LookupError> {
-        let Ok(id) = id.parse::<VolumeId>() else { return Err(LookupError::Unknown(id.to_owned())) };
-        let known = |pool: &&Pool| match pool.find(&id) {
+    /// answer only holds up calls for what is its own.
+    pub(crate) fn locate<T: Kept>(&self, id: &str) -> Result<(&Pool, Arc<T>), LookupError> {
+        let unknown = || LookupError::Unknown { what: T::WHAT, id: id.to_owned() };
+        let Ok(id) = id.parse::<T::Id>().map_err(|ForeignId| ()) else { return Err(unknown()) };
+        let known = |pool: &&Pool| match pool.find::<T>(&id) {
             Lookup::Found(_) | Lookup::Damaged(_) => true,
             Lookup::Absent | Lookup::Unknown => false,
         };
         if let Some(pool) = self.pools.iter().find(known) {
-            return Self::locate_in(pool, &id)?.ok_or_else(|| LookupError::Unknown(id.as_str().to_owned()));
+            return Self::locate_in(pool, &id)?.ok_or_else(unknown);
         }
         let mut unavailable = None;
         for pool in &self.pools {
@@ -96,25 +114,25 @@ impl Pools {
                 Err(error) => return Err(error),
             }
         }
-        Err(unavailable.map_or_else(|| LookupError::Unknown(id.as_str().to_owned()), LookupError::Unavailable))
+        Err(unavailable.map_or_else(unknown, LookupError::Unavailable))
     }
 
-    fn locate_in<'a>(pool: &'a Pool, id: &VolumeId) -> Result<Option<(&'a Pool, VolumeRecord)>, LookupError> {
+    fn locate_in<'a, T: Kept>(pool: &'a Pool, id: &T::Id) -> Result<Option<(&'a Pool, Arc<T>)>, LookupError> {
         pool.check()?;
-        match pool.find(id) {
+        match pool.find::<T>(id) {
             Lookup::Found(record) => Ok(Some((pool, record))),
-            Lookup::Damaged(reason) => Err(LookupError::Damaged { id: id.clone(), reason }),
+            Lookup::Damaged(reason) => Err(LookupError::Damaged { what: T::WHAT, id: id.to_string(), reason }),
             Lookup::Absent => Ok(None),
             Lookup::Unknown => Err(pool.lost().into()),
         }
     }
 
-    /// The volume that was created under this name, in whichever available pool; `wanted`, if any, must be available.
-    pub(crate) fn find_by_name<'a>(
+    /// What was created under this name, in whichever available pool; `wanted`, if any, must be available.
+    pub(crate) fn find_by_name<'a, T: Kept>(
         &'a self,
         wanted: Option<&'a Pool>,
         name: &str,
-    ) -> Result<Option<(&'a Pool, VolumeRecord)>, Unavailable> {
+    ) -> Result<Option<(&'a Pool, Arc<T>)>, Unavailable> {
         if let Some(wanted) = wanted
             && let Some(record) = wanted.find_by_name(name)?
         {
@@ -124,61 +142,72 @@ impl Pools {
         Ok(self.pools.iter().find_map(|pool| Some((pool, pool.find_by_name(name).ok()??))))
     }
 
-    /// Every volume of every pool, by id.
+    /// At most `count` records of all pools, by id, whose ids come after `after`.
     ///
     /// # Errors
     ///
-    /// When a pool is unavailable: a list without its volumes would read as if they were gone.
-    pub(crate) fn all(&self) -> Result<BTreeMap<VolumeId, VolumeRecord>, Unavailable> {
-        let mut all = BTreeMap::new();
+    /// When a pool is unavailable: a list without what it holds would read as if that were gone.
+    pub(crate) fn after<T: Kept>(
+        &self,
+        after: Option<&T::Id>,
+        count: usize,
+    ) -> Result<Vec<(&Pool, Arc<T>)>, Unavailable> {
+        let mut all = Vec::new();
         for pool in &self.pools {
             pool.check()?;
-            all.extend(pool.all()?);
+            all.extend(pool.after::<T>(after, count)?.into_iter().map(|record| (pool, record)));
         }
+        all.sort_by(|(_, one), (_, other)| one.id().cmp(other.id()));
+        all.truncate(count);
         Ok(all)
     }
 
-    /// Bytes of the pool's filesystem that are neither used nor promised.
-    pub(crate) fn available(&self, pool: &Pool) -> Result<u64, StoreError> {
-        let ledger = self.ledger(pool);
-        let reserved = lock(&ledger);
+    /// What the pool has, and what of it can still be promised.
+    pub(crate) fn room(&self, pool: &Pool) -> Result<Room, StoreError> {
+        let making = self.making(pool);
+        let reserved = lock(&making);
         self.count(pool, *reserved)
     }
 
-    /// Keeps room for an image of `bytes`.
-    pub(crate) fn reserve(&self, pool: &Pool, bytes: u64) -> Result<Reservation, Lacking> {
-        let ledger = self.ledger(pool);
-        let mut reserved = lock(&ledger);
-        let available = self.count(pool, *reserved)?;
-        let needed = charge(bytes);
-        if needed > available {
+    /// Keeps `needed` bytes for something of `bytes`.
+    pub(crate) fn reserve(&self, pool: &Pool, bytes: u64, needed: u64) -> Result<Reservation, Lacking> {
+        let making = self.making(pool);
+        let mut reserved = lock(&making);
+        let room = self.count(pool, *reserved)?;
+        if needed > room.available {
             let pool = pool.settings.name.clone();
-            return Err(Lacking::Space { pool, bytes, largest: largest_volume(available) });
+            return Err(Lacking::Space { pool, bytes, largest: largest_volume(room.available) });
         }
         *reserved += needed;
         drop(reserved);
-        Ok(Reservation { ledger, bytes: needed })
+        Ok(Reservation { making, bytes: needed })
     }
 
     /// Promises first, free space second: what a volume takes of its promise in between is then counted twice, and
     /// never not at all.
-    fn count(&self, pool: &Pool, reserved: u64) -> Result<u64, StoreError> {
+    fn count(&self, pool: &Pool, reserved: u64) -> Result<Room, StoreError> {
         let device = pool.device();
-        let mut promised = reserved;
+        let (mut promised, mut taken) = (reserved, 0_u64);
         for other in self.pools.iter().filter(|other| other.device() == device) {
-            promised = promised.saturating_add(other.outstanding()?);
+            let (its_promised, its_taken) = other.promises()?;
+            promised = promised.saturating_add(its_promised);
+            taken = taken.saturating_add(its_taken);
         }
-        Ok(pool.usage()?.available_bytes.saturating_sub(promised))
+        let usage = pool.usage()?;
+        let (total, free) = (usage.total_bytes, usage.available_bytes);
+        let reserve = pool.settings.reserve.bytes_of(total);
+        let available = available(free, taken, reserve, promised, pool.settings.overcommit_percent);
+        Ok(Room { total, free, reserve, promised, taken, available })
     }
 
-    /// Pools on one filesystem share its free space, and so its ledger.
-    fn ledger(&self, pool: &Pool) -> Ledger {
+    /// Tells every pool that the volume may be written to; only the one that holds it will care.
+    pub(crate) fn attached(&self, id: &VolumeId) {
+        self.pools.iter().for_each(|pool| pool.attached(id));
+    }
+
+    /// Pools on one filesystem share its free space.
+    fn making(&self, pool: &Pool) -> Making {
         let mut ledgers = lock(&self.ledgers);
         Arc::clone(ledgers.entry(pool.device().unwrap_or_default()).or_default())
     }
-}
-
-/// The numbers are right after every single change, so a lock that a panicking thread held is as good as any.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

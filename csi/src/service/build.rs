@@ -1,0 +1,146 @@
+//! Making the content of a new volume, in a folder that is no volume yet.
+
+use std::{fs::File, path::Path, sync::Arc};
+
+use uuid::Uuid;
+
+use super::{
+    CreateError, State,
+    origin::{self, Origin},
+};
+use crate::{
+    kernel::{
+        Hold, content,
+        format::format,
+        superblock::{self, Signature},
+    },
+    policy::{Content, ContentKind, FilesystemType, Provisioning},
+    store::{Pool, StoreError, data, image},
+};
+
+/// What is to be made.
+pub(super) struct Plan<'a> {
+    pub(super) pool: &'a Pool,
+    pub(super) kind: ContentKind,
+    pub(super) bytes: u64,
+    pub(super) provisioning: Provisioning,
+    pub(super) origin: Option<&'a Origin<'a>>,
+}
+
+impl Plan<'_> {
+    /// Makes the content in `folder`. An image is given as well; it isn't synced yet.
+    pub(super) fn carry_out(
+        &self,
+        state: &State,
+        folder: &Path,
+        hold: &Hold,
+    ) -> Result<(Content, Option<File>), CreateError> {
+        let path = if self.kind.is_image() { image(folder) } else { data(folder) };
+        let failed = StoreError::io("make", &path);
+        if let Some(origin) = self.origin {
+            return self.copy(origin, &path);
+        }
+        let (content, image) = match self.kind {
+            ContentKind::Directory => {
+                content::create_directory(&path).map_err(failed)?;
+                return Ok((Content::Directory, None));
+            }
+            ContentKind::Subvolume => return Err(failed(std::io::ErrorKind::Unsupported.into()).into()),
+            ContentKind::Block => (Content::Block, content::create_image(&path, self.bytes).map_err(&failed)?),
+            ContentKind::Filesystem(filesystem) => self.formatted(state, filesystem, &path, hold)?,
+        };
+        // Only now: mkfs makes holes where it wants zeros.
+        self.fill(&image).map_err(failed)?;
+        Ok((content, Some(image)))
+    }
+
+    fn fill(&self, image: &File) -> std::io::Result<()> {
+        match self.provisioning {
+            Provisioning::Thin => Ok(()),
+            Provisioning::Thick => content::fill_holes(image, self.bytes),
+        }
+    }
+
+    fn copy(&self, origin: &Origin<'_>, path: &Path) -> Result<(Content, Option<File>), CreateError> {
+        let failed = StoreError::io("copy to", path);
+        let progress = origin::progress("copying", origin.source.as_str().into(), origin.bytes);
+        let shares_blocks = self.pool.abilities().shares_blocks;
+        let image = content::copy(&origin.path, path, self.kind, shares_blocks, progress).map_err(&failed)?;
+        if let Some(image) = &image {
+            image.set_len(self.bytes).and_then(|()| self.fill(image)).map_err(&failed)?;
+        }
+        Ok((origin.content.clone(), image))
+    }
+
+    /// A new filesystem. This happens while the image is built, before it is a volume, and so once in a volume's life.
+    fn formatted(
+        &self,
+        state: &State,
+        filesystem: FilesystemType,
+        path: &Path,
+        hold: &Hold,
+    ) -> Result<(Content, File), CreateError> {
+        if let Some(found) = self.from_template(state, filesystem, path, hold)? {
+            return Ok(found);
+        }
+        let uuid = Uuid::new_v4();
+        let image = mkfs(state, filesystem, path, self.bytes, uuid, hold)?;
+        Ok((Content::Filesystem { filesystem, uuid }, image))
+    }
+
+    /// A clone of a template, where the pool's filesystem can make one at all.
+    fn from_template(
+        &self,
+        state: &State,
+        filesystem: FilesystemType,
+        path: &Path,
+        hold: &Hold,
+    ) -> Result<Option<(Content, File)>, CreateError> {
+        // Each copy of a btrfs needs all its metadata written anew to get an identity of its own.
+        if !self.pool.abilities().shares_blocks || filesystem == FilesystemType::Btrfs {
+            return Ok(None);
+        }
+        let make = |half: &Path| mkfs(state, filesystem, half, self.bytes, Uuid::new_v4(), hold);
+        let template = match self.pool.template(filesystem, self.bytes)? {
+            Some(template) => template,
+            None => match self.pool.make_template(filesystem, self.bytes, make)? {
+                Some(template) => template,
+                None => return Ok(None),
+            },
+        };
+        let failed = StoreError::io("make", path);
+        let Signature::Filesystem(found) = superblock::read(&template).map_err(&failed)? else {
+            tracing::warn!(pool = self.pool.settings.name, %filesystem, bytes = self.bytes, "a template is damaged");
+            self.pool.drop_template(filesystem, self.bytes)?;
+            return Ok(None);
+        };
+        let image = crate::kernel::reflink::clone_file(&template, path).map_err(CreateError::Clone)?;
+        let uuid = match filesystem {
+            FilesystemType::Ext4 => {
+                let uuid = Uuid::new_v4();
+                superblock::set_ext4_uuid(&image, uuid).map_err(CreateError::Identity)?;
+                uuid
+            }
+            // They are mounted with nouuid.
+            FilesystemType::Xfs | FilesystemType::Btrfs => found.uuid,
+        };
+        Ok(Some((Content::Filesystem { filesystem, uuid }, image)))
+    }
+}
+
+/// Makes an image with a filesystem, and looks whether it is there.
+fn mkfs(
+    state: &State,
+    filesystem: FilesystemType,
+    path: &Path,
+    bytes: u64,
+    uuid: Uuid,
+    hold: &Hold,
+) -> Result<File, CreateError> {
+    let image = content::create_image(path, bytes).map_err(StoreError::io("create", path))?;
+    format(&state.settings.helper, filesystem, path, uuid, Arc::clone(hold))?;
+    match superblock::read(&image).map_err(StoreError::io("read", path))? {
+        Signature::Filesystem(found) if (found.filesystem, found.uuid) == (filesystem, uuid) => Ok(image),
+        _ => Err(CreateError::NotFormatted { filesystem, uuid, image: path.display().to_string() }),
+    }
+}

@@ -1,0 +1,182 @@
+//! Making and unmaking what a pool holds: one rename each.
+
+use std::{
+    fs::{self, DirBuilder, File},
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use keelson_host::Durability;
+
+use super::{
+    format::{create_record, write_record},
+    index::{Index, Kept},
+    pool::{Pool, StoreError, lock, sync},
+    record::{GroupRecord, SnapshotRecord, VolumeRecord},
+    space::{self, Promise},
+};
+use crate::kernel::tree;
+
+impl Pool {
+    /// Starts something new, of this id, in a folder that is nothing yet.
+    pub(crate) fn build(&self, id: &str) -> Result<Draft<'_>, StoreError> {
+        let folder = self.building().join(id);
+        let site = Site::open(self, id);
+        DirBuilder::new().mode(0o700).create(&folder).map_err(StoreError::io("create", &folder))?;
+        Ok(Draft { site, folder })
+    }
+
+    /// Unmakes something: once the rename is durable it is gone, whatever becomes of the rest.
+    pub(crate) fn remove<T: Kept + Promise>(&self, record: &T) -> Result<(), StoreError> {
+        let id = record.id().to_string();
+        let (folder, grave) = (self.folder(record), self.building().join(&id));
+        let _site = Site::open(self, &id);
+        self.rename(&folder, &grave, home(&folder), |index| {
+            index.ledger.remove(&id);
+            T::table_mut(index).remove(record.id());
+        })?;
+        self.bury(&grave);
+        Ok(())
+    }
+
+    /// Unmakes a group with all its snapshots.
+    pub(crate) fn remove_group(&self, group: &GroupRecord) -> Result<(), StoreError> {
+        let id = group.id.to_string();
+        let (folder, grave) = (self.folder(group), self.building().join(&id));
+        let _site = Site::open(self, &id);
+        self.rename(&folder, &grave, home(&folder), |index| {
+            for snapshot in &group.snapshots {
+                index.ledger.remove(snapshot.as_str());
+                index.snapshots.remove(snapshot);
+            }
+            index.groups.remove(&group.id);
+        })?;
+        for snapshot in &group.snapshots {
+            self.bury(&grave.join(snapshot.as_str()));
+        }
+        self.bury(&grave);
+        Ok(())
+    }
+
+    fn bury(&self, grave: &Path) {
+        if let Err(error) = tree::remove(grave) {
+            // Its space comes back when the next scan sweeps it.
+            let path = grave.display();
+            tracing::warn!(pool = self.settings.name, %path, %error, "failed to remove a deleted folder");
+        }
+    }
+
+    /// Replaces a volume's record, durably. Who calls this holds the volume.
+    pub(crate) fn update(&self, record: VolumeRecord) -> Result<(), StoreError> {
+        // The index is changed under the lock that every other change of it holds: a scan sees the old record or the new.
+        let _arranging = lock(&self.arranging);
+        write_record(&self.folder(&record).join(VolumeRecord::FILE), &record, Durability::PowerLoss)?;
+        if let Some(index) = self.lock().as_mut() {
+            index.ledger.promise(record.id.as_str(), record.promise(self));
+            index.volumes.insert(record);
+        }
+        Ok(())
+    }
+
+    /// Makes something one, or none any more: what is renamed is in the index, and durable. Else the index is lost, and
+    /// the next check looks at what is there. `home` is the side that isn't `building`: what lies there is swept, whatever
+    /// a power cut makes of it.
+    pub(super) fn rename(
+        &self,
+        from: &Path,
+        to: &Path,
+        home: &Path,
+        change: impl FnOnce(&mut Index),
+    ) -> Result<(), StoreError> {
+        let _arranging = lock(&self.arranging);
+        fs::rename(from, to).map_err(StoreError::io("rename", from))?;
+        let synced = sync(home).map_err(StoreError::io("sync", home));
+        let mut index = self.lock();
+        match (&synced, index.as_mut()) {
+            (Ok(()), Some(known)) => change(known),
+            _ => *index = None,
+        }
+        synced
+    }
+}
+
+/// The directory in which a folder lies.
+fn home(folder: &Path) -> &Path {
+    folder.parent().unwrap_or(folder)
+}
+
+/// A folder in `building` that this process is at work on; no scan sweeps it until this is dropped.
+#[derive(Debug)]
+struct Site<'a> {
+    pool: &'a Pool,
+    name: String,
+}
+
+impl<'a> Site<'a> {
+    fn open(pool: &'a Pool, name: &str) -> Self {
+        lock(&pool.sites).insert(name.to_owned());
+        Self { pool, name: name.to_owned() }
+    }
+}
+
+impl Drop for Site<'_> {
+    fn drop(&mut self) {
+        lock(&self.pool.sites).remove(&self.name);
+    }
+}
+
+/// Something in the making; dropped before it is committed, it leaves nothing.
+#[derive(Debug)]
+pub(crate) struct Draft<'a> {
+    site: Site<'a>,
+    folder: PathBuf,
+}
+
+impl Draft<'_> {
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Makes the draft what `record` says: from the rename on it is. `content` is synced before, if it isn't yet.
+    pub(crate) fn commit<T: Kept + Promise>(self, record: T, content: Option<&File>) -> Result<Arc<T>, StoreError> {
+        self.seal(&self.folder, &record, content)?;
+        let pool = self.site.pool;
+        let record = Arc::new(record);
+        let folder = pool.folder(&*record);
+        pool.rename(&self.folder, &folder, home(&folder), |index| space::enter(pool, index, &*record))?;
+        Ok(record)
+    }
+
+    /// Makes the draft a group of the `snapshots` that were sealed in folders of their own below it.
+    pub(crate) fn commit_group(self, group: &GroupRecord, snapshots: Vec<SnapshotRecord>) -> Result<(), StoreError> {
+        self.seal(&self.folder, group, None)?;
+        let pool = self.site.pool;
+        let folder = pool.folder(group);
+        pool.rename(&self.folder, &folder, home(&folder), |index| {
+            index.groups.insert(group.clone());
+            for snapshot in snapshots {
+                space::enter(pool, index, &snapshot);
+            }
+        })
+    }
+
+    /// Writes a record into `folder` and makes it, its entry and the content durable.
+    pub(crate) fn seal<T: Kept>(&self, folder: &Path, record: &T, content: Option<&File>) -> Result<(), StoreError> {
+        if let Some(content) = content {
+            content.sync_all().map_err(StoreError::io("sync the content in", folder))?;
+        }
+        let path = folder.join(T::FILE);
+        create_record(&path, record)?.sync_all().map_err(StoreError::io("sync", &path))?;
+        sync(folder).map_err(StoreError::io("sync", folder))
+    }
+}
+
+impl Drop for Draft<'_> {
+    fn drop(&mut self) {
+        // Once it was committed, there is nothing at this path.
+        if let Err(error) = tree::remove(&self.folder) {
+            tracing::warn!(path = %self.folder.display(), %error, "failed to remove what was half made");
+        }
+    }
+}

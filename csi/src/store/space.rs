@@ -1,0 +1,194 @@
+//! What lies in a pool, in bytes: promised, and taken.
+
+use std::{fs::File, io, os::unix::fs::MetadataExt};
+
+use super::{
+    format::RecordError,
+    index::{Index, Kept},
+    pool::{Pool, StoreError, lock},
+    record::{GroupRecord, SnapshotRecord, VolumeRecord, content_path},
+};
+use crate::{
+    kernel::extents,
+    policy::{ContentKind, Figures, charge},
+};
+
+/// What a pool promises to something that lies in it.
+pub(crate) trait Promise: Kept {
+    /// What it can come to take, in bytes.
+    fn promise(&self, pool: &Pool) -> u64;
+
+    /// What all those have in common that may share blocks with it; none if it has no content of its own.
+    fn relatives(&self) -> Option<&str>;
+
+    /// What it was cut from.
+    fn cut_from(&self) -> Option<&str>;
+}
+
+impl Promise for VolumeRecord {
+    fn promise(&self, pool: &Pool) -> u64 {
+        promise_of(self.content.kind(), self.bytes, pool)
+    }
+
+    fn relatives(&self) -> Option<&str> {
+        Some(self.family().as_str())
+    }
+
+    fn cut_from(&self) -> Option<&str> {
+        self.source.as_ref().map(super::record::Source::as_str)
+    }
+}
+
+impl Promise for SnapshotRecord {
+    fn promise(&self, _: &Pool) -> u64 {
+        charge(self.held)
+    }
+
+    fn relatives(&self) -> Option<&str> {
+        Some(self.family.as_str())
+    }
+
+    fn cut_from(&self) -> Option<&str> {
+        Some(self.volume.as_str())
+    }
+}
+
+impl Promise for GroupRecord {
+    fn promise(&self, _: &Pool) -> u64 {
+        0
+    }
+
+    fn relatives(&self) -> Option<&str> {
+        None
+    }
+
+    fn cut_from(&self) -> Option<&str> {
+        None
+    }
+}
+
+/// What a volume of `bytes` can come to take: nothing is promised where nothing keeps it from taking all there is.
+pub(crate) fn promise_of(kind: ContentKind, bytes: u64, pool: &Pool) -> u64 {
+    if kind.is_image() || pool.abilities().enforces_sizes { charge(bytes) } else { 0 }
+}
+
+/// Enters a record that was committed just now.
+pub(super) fn enter<T: Promise>(pool: &Pool, index: &mut Index, record: &T) {
+    let key = record.id().to_string();
+    if let Some(family) = record.relatives() {
+        let promise = record.promise(pool);
+        match record.cut_from() {
+            Some(source) if pool.abilities().shares_blocks => index.ledger.insert_cut(&key, source, family, promise),
+            _ => index.ledger.insert(&key, family, promise),
+        }
+    }
+    T::table_mut(index).insert(record.clone());
+}
+
+/// Enters everything that a scan found into the ledger.
+pub(super) fn enter_all(pool: &Pool, index: &mut Index) -> Result<(), RecordError> {
+    let Index { volumes, snapshots, damaged, ledger, .. } = index;
+    for volume in volumes.iter() {
+        ledger.insert(volume.id.as_str(), volume.family().as_str(), volume.promise(pool));
+    }
+    for snapshot in snapshots.iter() {
+        ledger.insert(snapshot.id.as_str(), snapshot.family.as_str(), snapshot.promise(pool));
+    }
+    // Whatever a damaged volume is, its file may be filled.
+    for name in damaged.keys() {
+        let image = pool.volumes().join(name).join("image");
+        match std::fs::metadata(&image) {
+            Ok(found) => {
+                ledger.insert(name, name, charge(found.len()));
+                let taken = Figures { exclusive: found.blocks().saturating_mul(512), shared: 0 };
+                ledger.measured(name, 0, taken);
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(RecordError::io("look at", &image)(error)),
+        }
+    }
+    Ok(())
+}
+
+impl Pool {
+    /// What was promised to all that lies here, and how much of that is taken at least.
+    ///
+    /// Only what may have changed is measured: what a Pod can write to, and what shares blocks with something that came
+    /// or went.
+    pub(crate) fn promises(&self) -> Result<(u64, u64), StoreError> {
+        let attached = lock(&self.attached).clone();
+        let changed: Vec<Subject> = {
+            let mut index = self.lock();
+            let Some(index) = index.as_mut() else { return Ok((0, 0)) };
+            for id in &attached {
+                index.ledger.touch(id.as_str());
+            }
+            let stale = index.ledger.stale();
+            stale.into_iter().filter_map(|(key, epoch)| Subject::find(self, index, key, epoch)).collect()
+        };
+        // Without the lock: a disk that doesn't answer must not hold up who only looks whether a volume is here.
+        let mut measured = Vec::with_capacity(changed.len());
+        for subject in changed {
+            let figures = subject.measure(self)?;
+            measured.push((subject, figures));
+        }
+        let mut index = self.lock();
+        let Some(index) = index.as_mut() else { return Ok((0, 0)) };
+        for (Subject { key, epoch, .. }, figures) in measured {
+            index.ledger.measured(&key, epoch, figures);
+        }
+        Ok((index.ledger.promised(), index.ledger.taken()))
+    }
+
+    /// What the volume or snapshot of this id takes, as far as it was measured.
+    pub(crate) fn figures(&self, id: &str) -> Option<Figures> {
+        self.lock().as_ref().and_then(|index| index.ledger.figures(id))
+    }
+}
+
+/// Something whose figures are to be measured.
+struct Subject {
+    key: String,
+    epoch: u64,
+    kind: ContentKind,
+    path: std::path::PathBuf,
+    /// What it shared when it was measured last, if nobody but a template can share with it: that only gets less.
+    shared_with_template: Option<u64>,
+}
+
+impl Subject {
+    fn find(pool: &Pool, index: &Index, key: String, epoch: u64) -> Option<Self> {
+        let (folder, kind) = if let Some(volume) = key.parse().ok().and_then(|id| index.volumes.get(&id)) {
+            (pool.folder(&**volume), volume.content.kind())
+        } else {
+            let snapshot = key.parse().ok().and_then(|id| index.snapshots.get(&id))?;
+            (pool.folder(&**snapshot), snapshot.content.kind())
+        };
+        let before = index.ledger.figures(&key).unwrap_or_default();
+        let known = index.ledger.is_alone(&key) && before != Figures::default();
+        let shared_with_template = known.then_some(before.shared);
+        Some(Self { path: content_path(&folder, kind), key, epoch, kind, shared_with_template })
+    }
+
+    fn measure(&self, pool: &Pool) -> Result<Figures, StoreError> {
+        let failed = StoreError::io("measure", &self.path);
+        let found = match std::fs::metadata(&self.path) {
+            Ok(found) => found,
+            // It was deleted meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Figures::default()),
+            Err(error) => return Err(failed(error)),
+        };
+        let allocated = found.blocks().saturating_mul(512);
+        match self.kind {
+            ContentKind::Block | ContentKind::Filesystem(_) => match self.shared_with_template {
+                _ if !pool.abilities().shares_blocks => Ok(Figures { exclusive: allocated, shared: 0 }),
+                Some(shared) => Ok(Figures { exclusive: allocated.saturating_sub(shared), shared }),
+                None => {
+                    let usage = File::open(&self.path).and_then(|file| extents::usage(&file)).map_err(failed)?;
+                    Ok(Figures { exclusive: usage.exclusive_bytes, shared: usage.shared_bytes })
+                }
+            },
+            ContentKind::Directory | ContentKind::Subvolume => Ok(Figures::default()),
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! Formatted images that nobody uses: a new volume of the same filesystem and size is cloned from one, which takes a
+//! fraction of the time of formatting it.
+//!
+//! `<pool>/templates/<filesystem>-<bytes>` holds nothing of anybody's and can be removed at any time.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+};
+
+use super::pool::{Pool, StoreError, create_directory};
+use crate::policy::FilesystemType;
+
+/// How many are kept; the oldest goes first. Sizes of volumes come in few kinds.
+const MOST: usize = 16;
+
+impl Pool {
+    /// The template of that filesystem and size, if there is one.
+    pub(crate) fn template(&self, filesystem: FilesystemType, bytes: u64) -> Result<Option<File>, StoreError> {
+        let path = self.template_path(filesystem, bytes);
+        match File::open(&path) {
+            Ok(file) => Ok(Some(file)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(StoreError::io("open", &path)(error)),
+        }
+    }
+
+    /// Makes the template of that filesystem and size, by `format`, unless somebody is making one at the moment.
+    ///
+    /// It needn't survive a power cut, but if it does it must be whole: so it is synced before it gets its name.
+    pub(crate) fn make_template<E: From<StoreError>>(
+        &self,
+        filesystem: FilesystemType,
+        bytes: u64,
+        format: impl FnOnce(&Path) -> Result<File, E>,
+    ) -> Result<Option<File>, E> {
+        let Ok(_making) = self.making_template.try_lock() else { return Ok(None) };
+        let directory = self.templates();
+        create_directory(&directory).map_err(StoreError::from)?;
+        let path = self.template_path(filesystem, bytes);
+        let half = directory.join(".half");
+        match fs::remove_file(&half) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(StoreError::io("remove", &half)(error).into());
+            }
+            _ => {}
+        }
+        let file = format(&half)?;
+        file.sync_all().map_err(StoreError::io("sync", &half))?;
+        fs::rename(&half, &path).map_err(StoreError::io("rename", &half))?;
+        self.thin_out(&path);
+        Ok(Some(file))
+    }
+
+    /// Forgets a template that can't be used.
+    pub(crate) fn drop_template(&self, filesystem: FilesystemType, bytes: u64) -> Result<(), StoreError> {
+        let path = self.template_path(filesystem, bytes);
+        fs::remove_file(&path).map_err(StoreError::io("remove", &path))
+    }
+
+    fn template_path(&self, filesystem: FilesystemType, bytes: u64) -> PathBuf {
+        self.templates().join(format!("{filesystem}-{bytes}"))
+    }
+
+    /// Removes the oldest until few enough are left, but not `newest`.
+    fn thin_out(&self, newest: &Path) {
+        let listed = || -> io::Result<Vec<_>> {
+            let mut found = Vec::new();
+            for entry in fs::read_dir(self.templates())? {
+                let entry = entry?;
+                found.push((entry.metadata()?.modified()?, entry.path()));
+            }
+            found.sort();
+            Ok(found)
+        };
+        let removed = listed().and_then(|found| {
+            let surplus = found.len().saturating_sub(MOST);
+            found
+                .iter()
+                .filter(|(_, path)| path != newest)
+                .take(surplus)
+                .try_for_each(|(_, path)| fs::remove_file(path))
+        });
+        if let Err(error) = removed {
+            tracing::warn!(pool = self.settings.name, %error, "failed to remove old templates");
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! One pool, with real directories.
+
+use std::{fs, path::Path, sync::Barrier, thread};
+
+use super::{Lookup, Pool, VolumeRecord, pool::lock};
+use crate::{
+    config::{PoolKind, PoolSettings},
+    policy::{Content, Provisioning, Reserve, VolumeId},
+};
+
+/// A pool of directories in a directory of its own.
+fn pool(directory: &Path) -> Pool {
+    let path = directory.join("pool");
+    let (name, resolved) = ("pool".to_owned(), path.clone());
+    let settings = PoolSettings {
+        name,
+        path,
+        resolved,
+        kind: PoolKind::Directory,
+        unenforced_sizes: false,
+        reserve: Reserve::Bytes(0),
+        overcommit_percent: 100,
+        may_create: true,
+    };
+    Pool::new(settings, &directory.join("state"))
+}
+
+fn record(id: &VolumeId) -> VolumeRecord {
+    VolumeRecord::new(id.clone(), "pvc-1".to_owned(), 0, Provisioning::Thin, Content::Directory)
+}
+
+#[test]
+fn a_scan_leaves_alone_what_is_being_built() {
+    let directory = tempfile::tempdir().unwrap();
+    let pool = pool(directory.path());
+    pool.check().unwrap();
+    let id = VolumeId::generate();
+    let draft = pool.build(id.as_str()).unwrap();
+    fs::create_dir(draft.folder().join("data")).unwrap();
+    let left = pool.building().join(VolumeId::generate().as_str());
+    fs::create_dir(&left).unwrap();
+    // The pool's disk was gone for a moment.
+    fs::rename(&pool.settings.path, directory.path().join("away")).unwrap();
+    pool.check().unwrap_err();
+    fs::rename(directory.path().join("away"), &pool.settings.path).unwrap();
+    pool.check().unwrap();
+    assert!(!left.exists());
+    draft.commit(record(&id), None).unwrap();
+    assert!(pool.folder(&record(&id)).join("data").is_dir());
+    assert_eq!(pool.find_by_name::<VolumeRecord>("pvc-1").unwrap().as_deref(), Some(&record(&id)));
+    assert!(lock(&pool.sites).is_empty());
+}
+
+#[test]
+fn a_pool_that_is_lost_knows_nothing_rather_than_that_nothing_is_there() {
+    let directory = tempfile::tempdir().unwrap();
+    let pool = pool(directory.path());
+    let id = VolumeId::generate();
+    assert!(matches!(pool.find::<VolumeRecord>(&id), Lookup::Unknown));
+    pool.find_by_name::<VolumeRecord>("pvc-1").unwrap_err();
+    pool.after::<VolumeRecord>(None, 1).unwrap_err();
+    pool.check().unwrap();
+    assert!(matches!(pool.find::<VolumeRecord>(&id), Lookup::Absent));
+}
+
+#[test]
+fn two_first_uses_at_once_make_one_pool() {
+    for _ in 0..30 {
+        let directory = tempfile::tempdir().unwrap();
+        let (pool, start) = (pool(directory.path()), Barrier::new(2));
+        thread::scope(|scope| {
+            let uses = [(); 2].map(|()| {
+                scope.spawn(|| {
+                    start.wait();
+                    pool.check()
+                })
+            });
+            for used in uses {
+                used.join().unwrap().unwrap();
+            }
+        });
+        pool.check().unwrap();
+    }
+}
+
+#[test]
+fn an_unmade_volume_that_is_not_durable_is_no_longer_believed_to_be_gone() {
+    let directory = tempfile::tempdir().unwrap();
+    let pool = pool(directory.path());
+    pool.check().unwrap();
+    let id = VolumeId::generate();
+    let draft = pool.build(id.as_str()).unwrap();
+    draft.commit(record(&id), None).unwrap();
+    let (folder, away) = (pool.folder(&record(&id)), directory.path().join("away"));
+    // The rename works; then there is no directory to sync.
+    let failed = pool.rename(&pool.volumes(), &away, &pool.volumes(), |index| index.volumes.remove(&id));
+    failed.unwrap_err();
+    assert!(!pool.is_available());
+    fs::rename(&away, pool.volumes()).unwrap();
+    pool.check().unwrap();
+    assert!(matches!(pool.find::<VolumeRecord>(&id), Lookup::Found(_)) && folder.is_dir());
+    pool.remove(&record(&id)).unwrap();
+    assert!(matches!(pool.find::<VolumeRecord>(&id), Lookup::Absent) && !folder.exists());
+}
