@@ -31,7 +31,7 @@ use rustix::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::mount;
+use super::{grow, mount};
 use crate::policy::{FilesystemType, MountOptions, TargetPath};
 
 /// Programs that helpers execute come from here, whatever the environment says.
@@ -61,6 +61,10 @@ pub(crate) enum Request {
     /// Unmounts what is topmost at a path.
     #[serde(rename_all = "camelCase")]
     Unmount { target: TargetPath },
+    /// Lets a mounted filesystem use so many bytes of its device.
+    #[allow(dead_code, reason = "for NodeExpandVolume, which is being built")]
+    #[serde(rename_all = "camelCase")]
+    Grow { filesystem: FilesystemType, target: TargetPath, bytes: u64 },
     /// Becomes another program, which neither reads nor answers anything.
     #[serde(rename_all = "camelCase")]
     Become { program: String, arguments: Vec<OsString> },
@@ -160,7 +164,7 @@ impl Helper {
         command.args(&self.arguments).arg(&verb).env_clear();
         let what = match request {
             Request::Become { program, .. } => program,
-            Request::Mount { .. } | Request::Bind { .. } | Request::Unmount { .. } => &verb,
+            _ => &verb,
         };
         supervise(command, arguments, what, self.deadline, hold)
     }
@@ -274,6 +278,7 @@ pub fn helper_main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
         Request::Bind { source, target, options } => mount::perform_bind(source, target, options),
         Request::Unmount { target } => mount::perform_unmount(target),
+        Request::Grow { filesystem, target, bytes } => grow::perform_grow(*filesystem, target, *bytes),
         Request::Become { program, arguments } => Err(become_program(program, arguments)),
     });
     let (answer, code) = match done {
@@ -294,7 +299,7 @@ pub fn helper_main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 /// retry.
 fn end_with_the_driver(request: &Request) -> Result<(), mount::StepError> {
     match request {
-        Request::Mount { .. } | Request::Bind { .. } | Request::Unmount { .. } => {
+        Request::Mount { .. } | Request::Bind { .. } | Request::Unmount { .. } | Request::Grow { .. } => {
             let watch = || {
                 let _ = io::stdin().read_to_end(&mut Vec::new());
                 std::process::exit(1);

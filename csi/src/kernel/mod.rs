@@ -6,6 +6,7 @@ pub(crate) mod content;
 pub(crate) mod extents;
 pub(crate) mod filesystem;
 pub(crate) mod format;
+mod grow;
 mod helper;
 pub(crate) mod loop_device;
 mod mount;

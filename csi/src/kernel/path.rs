@@ -8,13 +8,24 @@ use std::{
     os::fd::{AsFd, OwnedFd},
 };
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, StatxAttributes, StatxFlags};
 
 use crate::policy::TargetPath;
 
 /// Opens what `path` leads to, as a handle that can be looked at and mounted on.
 pub(crate) fn open(path: &TargetPath) -> io::Result<OwnedFd> {
     open_without_links(path.as_path(), OFlags::PATH)
+}
+
+/// Opens the directory that is mounted at `path`, for calls on its filesystem; where nothing is mounted, that would be
+/// the one around it, and is refused.
+pub(crate) fn open_mounted(path: &TargetPath) -> io::Result<OwnedFd> {
+    let root = open_without_links(path.as_path(), OFlags::RDONLY | OFlags::DIRECTORY)?;
+    let found = rustix::fs::statx(&root, c"", AtFlags::EMPTY_PATH, StatxFlags::empty())?;
+    if found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
+        return Ok(root);
+    }
+    Err(io::Error::other("nothing is mounted there"))
 }
 
 /// Opens the directory above `path`.

@@ -204,6 +204,98 @@ pub(crate) fn fiemap(file: BorrowedFd<'_>, start: u64, length: u64, flags: u32) 
     Ok(map.extents[..found].to_vec())
 }
 
+/// `_IOW('f', 16, __u64)`
+const EXT4_IOC_RESIZE_FS: libc::Ioctl = 0x4008_6610;
+/// fs/xfs/libxfs/xfs_fs.h: `_IOR('X', 100, struct xfs_fsop_geom_v1)`, `_IOW('X', 110, struct xfs_growfs_data)`
+const XFS_IOC_FSGEOMETRY_V1: libc::Ioctl = 0x8070_5864;
+const XFS_IOC_FSGROWFSDATA: libc::Ioctl = 0x4010_586E;
+/// include/uapi/linux/btrfs.h: `_IOW(0x94, 3, struct btrfs_ioctl_vol_args)`,
+/// `_IOWR(0x94, 30, struct btrfs_ioctl_dev_info_args)`
+const BTRFS_IOC_RESIZE: libc::Ioctl = 0x5000_9403;
+const BTRFS_IOC_DEV_INFO: libc::Ioctl = 0xD000_941E;
+/// include/uapi/linux/fs.h: `_IOWR('X', 119, int)`, `_IOWR('X', 120, int)`; the argument is ignored.
+const FIFREEZE: libc::Ioctl = 0xC004_5877;
+const FITHAW: libc::Ioctl = 0xC004_5878;
+
+/// Grows a mounted ext4 to so many blocks. `EPERM` without `CAP_SYS_RESOURCE`.
+pub(crate) fn ext4_resize(root: BorrowedFd<'_>, mut blocks: u64) -> io::Result<()> {
+    ioctl_pointer(root, EXT4_IOC_RESIZE_FS, &mut blocks).map(drop)
+}
+
+/// `struct xfs_fsop_geom_v1`
+#[repr(C)]
+#[derive(Default)]
+pub(crate) struct XfsGeometry {
+    pub(crate) block_bytes: u32,
+    unused: [u32; 6],
+    pub(crate) inode_percent: u32,
+    pub(crate) data_blocks: u64,
+    rest: [u64; 9],
+}
+
+/// The geometry of a mounted xfs.
+pub(crate) fn xfs_geometry(root: BorrowedFd<'_>) -> io::Result<XfsGeometry> {
+    let mut geometry = XfsGeometry::default();
+    ioctl_pointer(root, XFS_IOC_FSGEOMETRY_V1, &mut geometry)?;
+    Ok(geometry)
+}
+
+/// `struct xfs_growfs_data`
+#[repr(C)]
+struct XfsGrow {
+    blocks: u64,
+    inode_percent: u32,
+    padding: u32,
+}
+
+/// Grows a mounted xfs to so many blocks.
+pub(crate) fn xfs_grow(root: BorrowedFd<'_>, blocks: u64, inode_percent: u32) -> io::Result<()> {
+    ioctl_pointer(root, XFS_IOC_FSGROWFSDATA, &mut XfsGrow { blocks, inode_percent, padding: 0 }).map(drop)
+}
+
+/// `struct btrfs_ioctl_vol_args`
+#[repr(C)]
+struct BtrfsVolume {
+    file: i64,
+    name: [u8; 4088],
+}
+
+/// Resizes the first, and with us the only, device of a mounted btrfs.
+pub(crate) fn btrfs_resize(root: BorrowedFd<'_>, bytes: u64) -> io::Result<()> {
+    let mut arguments = BtrfsVolume { file: 0, name: [0; 4088] };
+    for (target, byte) in arguments.name.iter_mut().zip(format!("1:{bytes}").bytes()) {
+        *target = byte;
+    }
+    ioctl_pointer(root, BTRFS_IOC_RESIZE, &mut arguments).map(drop)
+}
+
+/// `struct btrfs_ioctl_dev_info_args`
+#[repr(C)]
+struct BtrfsDevice {
+    number: u64,
+    uuid: [u8; 16],
+    used_bytes: u64,
+    bytes: u64,
+    rest: [u64; 507],
+}
+
+/// What a mounted btrfs uses of its first device, in bytes.
+pub(crate) fn btrfs_device_bytes(root: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut device = BtrfsDevice { number: 1, uuid: [0; 16], used_bytes: 0, bytes: 0, rest: [0; 507] };
+    ioctl_pointer(root, BTRFS_IOC_DEV_INFO, &mut device)?;
+    Ok(device.bytes)
+}
+
+/// Writes out what the filesystem has in memory, and stops all writing to it. `EBUSY` if that was done before.
+pub(crate) fn freeze(root: BorrowedFd<'_>) -> io::Result<()> {
+    ioctl_value(root, FIFREEZE, 0).map(drop)
+}
+
+/// Ends what [`freeze`] began; `EINVAL` if nothing did.
+pub(crate) fn thaw(root: BorrowedFd<'_>) -> io::Result<()> {
+    ioctl_value(root, FITHAW, 0).map(drop)
+}
+
 /// `MOUNT_ATTR__ATIME`: a number of its own among the bits of `MOUNT_ATTR_*`, which has to be cleared to be set.
 const ATIME_BITS: u64 = 0x70;
 
@@ -260,6 +352,10 @@ mod tests {
         assert_eq!(size_of::<LoopInfo>(), 232);
         assert_eq!(size_of::<LoopConfig>(), 304);
         assert_eq!(size_of::<FiemapExtent>(), 56);
+        assert_eq!(size_of::<XfsGeometry>(), 112);
+        assert_eq!(size_of::<XfsGrow>(), 16);
+        assert_eq!(size_of::<BtrfsVolume>(), 4096);
+        assert_eq!(size_of::<BtrfsDevice>(), 4096);
         assert_eq!(size_of::<Fiemap>(), 32 + 56 * FIEMAP_PAGE);
     }
 }
