@@ -21,7 +21,7 @@ use crate::{
     StorageSettings,
     error::Error,
     registration::{self, Registrant, keep_registered},
-    service::{Metrics, ObserveLayer, Service, State},
+    service::{CallLayer, Metrics, Operations, Service, State},
     store::{Attachments, Pool},
 };
 
@@ -57,7 +57,14 @@ impl Driver {
         let state = State::new(settings, attachments, metrics);
         // What is staged has gone on being written to while no driver ran.
         attached.iter().for_each(|id| state.pools.attached(id));
+        registry.register_collector(Box::new(state.in_flight.clone()));
         Ok(Self { service: Service::new(state), registration })
+    }
+
+    /// What it is at, to be looked at while it runs.
+    #[must_use]
+    pub fn operations(&self) -> Operations {
+        self.service.state().in_flight.operations()
     }
 
     /// Adopts the volumes in the pools and serves until `shutdown` fires; then lets the running operations end and
@@ -84,7 +91,7 @@ impl Driver {
         }
         let incoming = UnixListenerStream::new(UnixListener::from_std(listener).map_err(listen)?);
         let server = Server::builder()
-            .layer(ObserveLayer::new(service.state().metrics.clone()))
+            .layer(CallLayer::new(service.state().metrics.clone()))
             .add_service(IdentityServer::new(service.clone()))
             .add_service(ControllerServer::new(service.clone()))
             .add_service(NodeServer::new(service.clone()))

@@ -20,3 +20,4 @@ pub use driver::Driver;
 pub use error::Error;
 pub use kernel::{Helper, helper_main};
 pub use policy::Reserve;
+pub use service::{Operation, Operations};

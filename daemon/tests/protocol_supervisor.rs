@@ -225,6 +225,10 @@ fn health_readiness_and_metrics_are_told_by_every_process() {
         assert!(metrics.ends_with("# EOF\n"));
     }
     assert_eq!(get(&supervisor, "/other").0, 404);
+    let storage = keelson.address("storage");
+    let operations = (200, r#"{"operations":[]}"#.to_owned());
+    wait_until("storage to show what it is at", LIMIT, || (get(&storage, "/operations") == operations).then_some(()));
+    assert_eq!(get(&supervisor, "/operations").0, 404);
     assert!(keelson.terminate().success());
 }
 

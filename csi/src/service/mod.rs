@@ -2,6 +2,7 @@
 //! has more to it.
 
 mod build;
+mod call;
 mod capacity;
 mod controller;
 mod create;
@@ -21,14 +22,16 @@ mod volume;
 use std::sync::Arc;
 
 use keelson_host::error_chain;
-use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 use tonic::{Response, Status};
+use tracing::Span;
 
+use self::call::Call;
 pub(crate) use create::CreateError;
 pub(crate) use delete::DeleteError;
 pub(crate) use in_flight::{Guard, InFlight, Pending};
-pub(crate) use layer::{Metrics, ObserveLayer};
+pub use in_flight::{Operation, Operations};
+pub(crate) use layer::{CallLayer, Metrics};
 pub(crate) use origin::OriginError;
 pub(crate) use publish::PublishError;
 pub(crate) use stage::StageError;
@@ -39,10 +42,6 @@ use crate::{
     StorageSettings,
     store::{Attachments, Pools},
 };
-
-/// How many calls may be worked on at once. The kubelet and the sidecars have some dozens; far more is a sign that a
-/// disk has stopped answering, and then each further thread would be one more that waits for it.
-const MOST_CALLS: usize = 256;
 
 /// What all three CSI services work on.
 #[derive(Clone, Debug)]
@@ -57,7 +56,6 @@ pub(crate) struct State {
     pub(crate) in_flight: InFlight,
     pub(crate) tasks: TaskTracker,
     pub(crate) metrics: Metrics,
-    slots: Arc<Semaphore>,
 }
 
 impl State {
@@ -65,8 +63,7 @@ impl State {
         let pools = Pools::new(settings.pools.clone(), &settings.state_dir);
         metrics.observe_pools(&pools);
         let (in_flight, tasks) = (InFlight::default(), TaskTracker::new());
-        let slots = Arc::new(Semaphore::new(MOST_CALLS));
-        Self { settings, pools, attachments, in_flight, tasks, metrics, slots }
+        Self { settings, pools, attachments, in_flight, tasks, metrics }
     }
 }
 
@@ -95,14 +92,12 @@ impl Service {
         E: std::error::Error + Into<Status> + Send + 'static,
     {
         let state = Arc::clone(&self.0);
-        // Held by the work, which goes on when the client has gone.
-        let Ok(slot) = Arc::clone(&state.slots).try_acquire_owned() else {
-            return Err(Status::unavailable(format!("{MOST_CALLS} calls are running already; try again later")));
-        };
+        // The work keeps the call's slot, also when the client has gone.
+        let (call, span) = (Call::current(), Span::current());
         let volume = volume.to_owned();
         let task = self.0.tasks.spawn_blocking(move || {
-            let _slot = slot;
-            let answer = work(&state);
+            let _span = span.enter();
+            let answer = Call::within(call, || work(&state));
             state.metrics.observe_pools(&state.pools);
             answer.map_err(|error| {
                 let message = error_chain(&error);

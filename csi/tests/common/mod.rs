@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use keelson_csi::{Driver, Helper, StorageSection, StorageSettings};
+use keelson_csi::{Driver, Helper, Operations, StorageSection, StorageSettings};
 use keelson_host::{HostRoot, Mount, Node, mounts, parse_section};
 use keelson_proto::csi::v1::{
     CapacityRange, CreateVolumeRequest, DeleteVolumeRequest, NodePublishVolumeRequest, NodeStageVolumeRequest,
@@ -186,6 +186,7 @@ pub(crate) struct Running {
     pub(crate) controller: ControllerClient<Channel>,
     pub(crate) node: NodeClient<Channel>,
     pub(crate) registry: Registry,
+    pub(crate) operations: Operations,
     ready: watch::Receiver<Result<(), String>>,
     shutdown: CancellationToken,
     task: JoinHandle<Result<(), keelson_csi::Error>>,
@@ -204,8 +205,14 @@ impl Running {
 
     pub(crate) async fn start_with(place: &Place, mut settings: StorageSettings) -> Self {
         settings.helper = Helper::new(env!("CARGO_BIN_EXE_keelson-csi-alone"), ["storage-helper"]);
+        Self::start_as(place, settings).await
+    }
+
+    /// Starts a driver with a helper of the test's own.
+    pub(crate) async fn start_as(place: &Place, settings: StorageSettings) -> Self {
         let mut registry = Registry::default();
         let driver = Driver::new(settings, &mut registry).unwrap();
+        let operations = driver.operations();
         let (sender, mut ready) = watch::channel(Err("starting".to_owned()));
         let shutdown = CancellationToken::new();
         let task = tokio::spawn(driver.run(sender, shutdown.clone()));
@@ -216,6 +223,7 @@ impl Running {
             controller: ControllerClient::new(channel.clone()),
             node: NodeClient::new(channel),
             registry,
+            operations,
             ready,
             shutdown,
             task,

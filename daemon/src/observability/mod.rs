@@ -7,7 +7,7 @@ mod server;
 use prometheus_client::{metrics::info::Info, registry::Registry};
 
 pub use log::{LogError, init as init_log};
-pub use server::{Listener, ObservabilityError, Readiness, bind};
+pub use server::{Listener, ObservabilityError, Operations, Readiness, Shown, bind};
 
 /// A registry that already says which build this is.
 #[must_use]

@@ -1,6 +1,11 @@
-//! `/healthz`, `/readyz` and `/metrics` over HTTP.
+//! `/healthz`, `/readyz`, `/metrics` and `/operations` over HTTP.
 
-use std::{fmt::Write, io, net::SocketAddr, sync::Arc};
+use std::{
+    fmt::{self, Write},
+    io,
+    net::SocketAddr,
+    sync::Arc,
+};
 
 use axum::{
     Router,
@@ -16,6 +21,29 @@ use crate::plugins::PluginKind;
 
 /// Whether each plugin is ready, and if not, why.
 pub type Readiness = std::collections::BTreeMap<PluginKind, Result<(), String>>;
+
+/// What a plugin is at, as JSON.
+pub type Operations = Box<dyn Fn() -> serde_json::Value + Send + Sync>;
+
+/// What a process shows beside its health.
+pub struct Shown {
+    /// Its metrics.
+    pub registry: Registry,
+    /// What it is at, where it tells that.
+    pub operations: Option<Operations>,
+}
+
+impl From<Registry> for Shown {
+    fn from(registry: Registry) -> Self {
+        Self { registry, operations: None }
+    }
+}
+
+impl fmt::Debug for Shown {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Shown").field("registry", &self.registry).finish_non_exhaustive()
+    }
+}
 
 /// Why health and metrics can't be served.
 #[derive(Debug, thiserror::Error)]
@@ -47,17 +75,15 @@ impl Listener {
     ///
     /// `/healthz` is 200 whenever the event loop still turns; a plugin that can't work is `/readyz`'s business, as a
     /// restart doesn't mend a sick disk. `/readyz` is 200 if every plugin is ready, else 503 with the reasons.
-    /// `/metrics` shows the newest of `registries`: a plugin's own metrics come once the plugin is there.
-    pub fn serve(
-        self,
-        registries: watch::Receiver<Arc<Registry>>,
-        readiness: impl Fn() -> Readiness + Send + Sync + 'static,
-    ) {
+    /// `/metrics` and `/operations` show the newest of `shown`: what is a plugin's own comes once the plugin is there.
+    pub fn serve(self, shown: watch::Receiver<Arc<Shown>>, readiness: impl Fn() -> Readiness + Send + Sync + 'static) {
         let readiness = Arc::new(readiness);
+        let also_shown = shown.clone();
         let router = Router::new()
             .route("/healthz", get(healthz))
             .route("/readyz", get(async move || readyz(&readiness())))
-            .route("/metrics", get(async move || metrics(&registries.borrow())));
+            .route("/metrics", get(async move || metrics(&shown.borrow().registry)))
+            .route("/operations", get(async move || operations(&also_shown.borrow())));
         tokio::spawn(async move {
             // axum's serve() keeps on through failed accepts and so has no error to give.
             axum::serve(BoundedListener::new(self.0), router).await
@@ -97,5 +123,12 @@ fn metrics(registry: &Registry) -> Response {
             ([(header::CONTENT_TYPE, content_type)], body).into_response()
         }
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
+    }
+}
+
+fn operations(shown: &Shown) -> Response {
+    match &shown.operations {
+        Some(operations) => ([(header::CONTENT_TYPE, "application/json")], operations().to_string()).into_response(),
+        None => StatusCode::NOT_FOUND.into_response(),
     }
 }

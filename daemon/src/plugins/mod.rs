@@ -16,7 +16,10 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{NodeConfig, to_value};
+use crate::{
+    config::{NodeConfig, to_value},
+    observability::Operations,
+};
 
 pub use kind::PluginKind;
 pub(crate) use network::find_executable as find_cni_executable;
@@ -43,6 +46,11 @@ trait Plugin: Sized + Send + 'static {
 
     /// Makes the plugin, with its metrics in `registry`.
     fn new(settings: Self::Settings, node: &Node, registry: &mut Registry) -> Result<Self, PluginError>;
+
+    /// What it is at, as JSON, if it can tell: served at `/operations`. Asked at any time while it runs.
+    fn operations(&self) -> Option<Operations> {
+        None
+    }
 
     /// Works until `shutdown`, telling in `ready` whether it can.
     fn run(self, ready: Ready, shutdown: CancellationToken) -> impl Future<Output = Result<(), PluginError>>;

@@ -9,7 +9,7 @@ use super::{Plugin, PluginError, PluginKind, devices, network, pinning, settings
 use crate::{
     config::NodeConfig,
     error::Failure,
-    observability::{self, Readiness},
+    observability::{self, Readiness, Shown},
     supervisor::{SupervisorLink, cancel_on_signal},
 };
 
@@ -56,10 +56,10 @@ async fn serve<P: Plugin>(config: &NodeConfig, link: Option<&SupervisorLink>) ->
         link.watch(shutdown.clone(), STOP_GRACE).map_err(system("watch the supervisor"))?;
         link.forward(readiness.clone()).map_err(system("report to the supervisor"))?;
     }
-    let (metrics, served_metrics) = watch::channel(Arc::new(observability::registry()));
+    let (shown, served) = watch::channel(Arc::new(Shown::from(observability::registry())));
     let bound = observability::bind(P::KIND.name(), config.plugin_address(P::KIND)).await;
-    let served = bound.map(|listener| {
-        listener.serve(served_metrics, move || Readiness::from([(P::KIND, readiness.borrow().clone())]));
+    let listening = bound.map(|listener| {
+        listener.serve(served, move || Readiness::from([(P::KIND, readiness.borrow().clone())]));
     });
     let judged = config.clone();
     let Some(settings) = unless_stopped::<P, _>(&shutdown, move || settings::<P>(&judged)).await? else {
@@ -67,7 +67,7 @@ async fn serve<P: Plugin>(config: &NodeConfig, link: Option<&SupervisorLink>) ->
     };
     let settings = settings.map_err(|problems| Failure::Section { path: config.path().to_owned(), problems })?;
     // Only now, as a wrong section is worth telling also where the address is in use.
-    served?;
+    listening?;
     let node = config.node().clone();
     let start = move || {
         let mut registry = observability::registry();
@@ -75,7 +75,7 @@ async fn serve<P: Plugin>(config: &NodeConfig, link: Option<&SupervisorLink>) ->
     };
     let Some(started) = unless_stopped::<P, _>(&shutdown, start).await? else { return Ok(()) };
     let (plugin, registry) = started.map_err(failed::<P>)?;
-    metrics.send_replace(Arc::new(registry));
+    shown.send_replace(Arc::new(Shown { registry, operations: plugin.operations() }));
     tokio::select! {
         outcome = plugin.run(ready, shutdown.clone()) => outcome.map_err(failed::<P>),
         () = overdue(&shutdown) => Err(Failure::Grace { plugin: P::KIND, grace: STOP_GRACE }),

@@ -3,9 +3,11 @@
 use keelson_csi::{Driver, StorageSection, StorageSettings};
 use keelson_host::{Node, Problems};
 use prometheus_client::registry::Registry;
+use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::{Plugin, PluginError, PluginKind, Ready};
+use crate::observability::Operations;
 
 pub(super) struct Storage(Driver);
 
@@ -20,6 +22,11 @@ impl Plugin for Storage {
 
     fn new(settings: StorageSettings, _: &Node, registry: &mut Registry) -> Result<Self, PluginError> {
         Ok(Self(Driver::new(settings, registry)?))
+    }
+
+    fn operations(&self) -> Option<Operations> {
+        let operations = self.0.operations();
+        Some(Box::new(move || json!({"operations": operations.list()})))
     }
 
     async fn run(self, ready: Ready, shutdown: CancellationToken) -> Result<(), PluginError> {

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     config::NodeConfig,
     error::{EXIT_CONFIG, Failure},
-    observability,
+    observability::{self, Shown},
     plugins::PluginKind,
 };
 use backoff::Backoff;
@@ -43,8 +43,8 @@ pub async fn run(config: &NodeConfig, launch: Launch) -> Result<(), Failure> {
     let mut registry = observability::registry();
     let board = Board::new(&plugins, &mut registry);
     let readiness = board.clone();
-    let (_registry, registries) = watch::channel(Arc::new(registry));
-    listener.serve(registries, move || readiness.readiness());
+    let (_shown, shown) = watch::channel(Arc::new(Shown::from(registry)));
+    listener.serve(shown, move || readiness.readiness());
     let mut keepers = JoinSet::new();
     for plugin in plugins {
         let keeper = Keeper { plugin, launch: launch.clone(), board: board.clone(), shutdown: shutdown.clone() };
