@@ -38,6 +38,12 @@ pub(crate) fn usage(file: impl AsFd) -> io::Result<Usage> {
     })
 }
 
+/// Writes a file's data to the disk, and waits for it. What makes them last, its metadata and the disk's own cache, is
+/// still to be synced.
+pub(crate) fn write_back(file: &File) -> io::Result<()> {
+    sys::sync_file_range(file.as_fd())
+}
+
 /// Whether the filesystem at `path` can't be written to: its own state, or how it is mounted there.
 pub(crate) fn is_read_only(path: &Path) -> io::Result<bool> {
     Ok(rustix::fs::statvfs(path)?.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY))

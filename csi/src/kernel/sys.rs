@@ -294,6 +294,13 @@ pub(crate) fn freeze(root: BorrowedFd<'_>) -> io::Result<()> {
 /// Ends what [`freeze`] began; `EINVAL` if nothing did.
 pub(crate) fn thaw(root: BorrowedFd<'_>) -> io::Result<()> {
     ioctl_value(root, FITHAW, 0).map(drop)
+/// Writes all dirty pages of `file` and waits for them (sync_file_range(2)).
+pub(crate) fn sync_file_range(file: BorrowedFd<'_>) -> io::Result<()> {
+    let flags = libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    #[expect(unsafe_code, reason = "no crate of ours wraps sync_file_range")]
+    // SAFETY: the call reads and writes no memory of this process; the file is open as long as it is borrowed.
+    let result = unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, flags) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// `MOUNT_ATTR__ATIME`: a number of its own among the bits of `MOUNT_ATTR_*`, which has to be cleared to be set.

@@ -34,6 +34,7 @@ pub(super) fn capacity(state: &State, request: &GetCapacityRequest) -> Result<Ge
     // As with the list.
     let _guard =
         state.in_flight.begin_in_turn(format!("the capacity of pool {}", pool.settings.name), "GetCapacity")?;
+    let _turn = pool.enter()?;
     pool.check_writable()?;
     let available = state.pools.room(pool)?.available;
     let largest = if pool.abilities().enforces_sizes { largest_volume(available) } else { available };

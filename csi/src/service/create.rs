@@ -95,6 +95,7 @@ pub(super) fn create(state: &State, request: &CreateVolumeRequest) -> Result<Cre
     }
     let origin = wish.source.as_ref().map(|source| Origin::take(state, source, "CreateVolume")).transpose()?;
     let plan = plan(state, &wish, origin.as_ref())?;
+    let _turn = plan.pool.enter()?;
     plan.pool.check_writable()?;
     // Counts until the volume counts itself.
     let needed = promise_of(plan.kind, plan.bytes, plan.pool);
@@ -179,6 +180,7 @@ fn find<'a>(
 ) -> Result<Option<(Guard, &'a Pool, Arc<VolumeRecord>)>, CreateError> {
     // A pool that nobody asks for needn't be available; the wanted one, if there is such, must be.
     if let Some(pool) = wanted {
+        let _turn = pool.enter()?;
         pool.check()?;
     }
     match state.pools.find_by_name(wanted, name)? {

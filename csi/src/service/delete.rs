@@ -47,6 +47,7 @@ pub(super) fn delete(state: &State, request: &DeleteVolumeRequest) -> Result<Del
         Err(LookupError::Unknown { .. }) => return Ok(DeleteVolumeResponse {}),
         Err(error) => return Err(error.into()),
     };
+    let _turn = pool.enter().map_err(LookupError::from)?;
     let kind = record.content.kind();
     let (root, content) = (&state.settings.root, content_path(&pool.folder(&*record), kind));
     let mut presence = Presence::read_anew(root, &content, kind)?;

@@ -12,7 +12,7 @@ use crate::{
         superblock::{self, Signature},
     },
     policy::{Access, Capability, Content, FilesystemType, MountOptions, Provisioning, TargetPath},
-    store::{Attachment, LookupError, Pool, RecordError, Unavailable, VolumeRecord, content_path, data, image},
+    store::{Attachment, LookupError, Pool, RecordError, Turn, Unavailable, VolumeRecord, content_path, data, image},
 };
 
 /// How many mounts may lie on top of each other before unmounting them is given up.
@@ -26,6 +26,7 @@ const TARGET: &str = "target_path";
 pub(super) struct Volume<'a> {
     state: &'a State,
     pool: &'a Pool,
+    _turn: Turn<'a>,
     guard: Arc<Guard>,
     pub(super) record: Arc<VolumeRecord>,
     folder: PathBuf,
@@ -108,8 +109,9 @@ impl<'a> Volume<'a> {
     pub(super) fn take(state: &'a State, id: &str, operation: &'static str) -> Result<Self, VolumeError> {
         let guard = Arc::new(state.in_flight.begin(id, operation)?);
         let (pool, record) = state.pools.locate::<VolumeRecord>(id)?;
+        let turn = pool.enter()?;
         let folder = pool.folder(&*record);
-        Ok(Self { state, pool, guard, record, folder })
+        Ok(Self { state, pool, _turn: turn, guard, record, folder })
     }
 
     pub(super) fn id(&self) -> String {

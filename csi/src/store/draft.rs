@@ -16,7 +16,7 @@ use super::{
     record::{GroupRecord, SnapshotRecord, VolumeRecord},
     space::{self, Promise},
 };
-use crate::kernel::tree;
+use crate::kernel::{filesystem, tree};
 
 impl Pool {
     /// Starts something new, of this id, in a folder that is nothing yet.
@@ -162,13 +162,21 @@ impl Draft<'_> {
     }
 
     /// Writes a record into `folder` and makes it, its entry and the content durable.
+    ///
+    /// Each sync of a file is a wait for the disk, unless the one before has written all there was: so the content is
+    /// written first and synced last. A directory has no content to sync here: it is as new as its folder.
     pub(crate) fn seal<T: Kept>(&self, folder: &Path, record: &T, content: Option<&File>) -> Result<(), StoreError> {
+        let failed = StoreError::io("sync the content in", folder);
         if let Some(content) = content {
-            content.sync_all().map_err(StoreError::io("sync the content in", folder))?;
+            filesystem::write_back(content).map_err(&failed)?;
         }
         let path = folder.join(T::FILE);
         create_record(&path, record)?.sync_all().map_err(StoreError::io("sync", &path))?;
-        sync(folder).map_err(StoreError::io("sync", folder))
+        match content {
+            // A new file is synced together with its name.
+            Some(content) => content.sync_all().map_err(failed),
+            None => sync(folder).map_err(failed),
+        }
     }
 }
 

@@ -19,7 +19,7 @@ pub(crate) use draft::Draft;
 pub(crate) use format::RecordError;
 pub(crate) use identity::{Fitness, Remembered, fitness, is_some_pool};
 pub(crate) use index::Kept;
-pub(crate) use pool::{Lookup, Pool, StoreError, Unavailable};
+pub(crate) use pool::{Lookup, Pool, StoreError, Turn, Unavailable};
 pub(crate) use pools::{Lacking, LookupError, Pools, Reservation, Room};
 pub(crate) use record::{GroupRecord, SnapshotRecord, Source, VolumeRecord, content_path, data, image};
 pub(crate) use space::{Promise, promise_of};

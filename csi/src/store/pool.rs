@@ -19,7 +19,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
 };
 
@@ -45,6 +45,8 @@ pub(crate) struct Pool {
     /// Held while the pool is used for the first time, while it is scanned, and while a volume becomes one or ceases
     /// to be: a scan sees each either before or after, and its index is that of the pool.
     pub(super) arranging: Mutex<()>,
+    /// How many calls are at work on it.
+    turns: AtomicU32,
     /// What this process is at work on in `building`, by folder name. No scan sweeps that.
     pub(super) sites: Mutex<HashSet<String>>,
     /// What its filesystem can do; told by the last scan.
@@ -91,6 +93,8 @@ pub(crate) enum IdentityError {
     Filesystem(#[source] io::Error),
     #[error("it is in use by another process, which may be one that was killed and is stuck in the kernel")]
     InUse,
+    #[error("{MOST_TURNS} calls are at work on it and don't end: does its disk still answer?")]
+    Busy,
     #[error("its filesystem is read-only; look at the kernel's log for why")]
     ReadOnly,
     #[error("it was lost while it was used; try again")]
@@ -122,13 +126,38 @@ pub(crate) enum Lookup<T> {
     Unknown,
 }
 
+/// How many calls may be at work on one pool: far more than any node has at once. A disk that has stopped answering
+/// holds up no more, and leaves the others of the driver to the other pools.
+const MOST_TURNS: u32 = 64;
+
+/// The right to work on a pool, until dropped.
+#[derive(Debug)]
+pub(crate) struct Turn<'a>(&'a Pool);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.turns.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Pool {
+    /// Begins work on the pool. To be held by every call that may wait for its disk.
+    pub(crate) fn enter(&self) -> Result<Turn<'_>, Unavailable> {
+        let turn = Turn(self);
+        // The count includes this one; a turn that is refused is dropped, and so counted out again.
+        if self.turns.fetch_add(1, Ordering::Relaxed) >= MOST_TURNS {
+            return Err(self.unavailable(IdentityError::Busy));
+        }
+        Ok(turn)
+    }
+
     pub(crate) fn new(settings: PoolSettings, state_dir: &Path) -> Self {
         Self {
             settings,
             state_dir: state_dir.to_owned(),
             index: Mutex::default(),
             arranging: Mutex::default(),
+            turns: AtomicU32::default(),
             sites: Mutex::default(),
             making_template: Mutex::default(),
             abilities: Mutex::default(),

@@ -118,6 +118,7 @@ impl Pools {
     }
 
     fn locate_in<'a, T: Kept>(pool: &'a Pool, id: &T::Id) -> Result<Option<(&'a Pool, Arc<T>)>, LookupError> {
+        let _turn = pool.enter()?;
         pool.check()?;
         match pool.find::<T>(id) {
             Lookup::Found(record) => Ok(Some((pool, record))),
@@ -154,6 +155,7 @@ impl Pools {
     ) -> Result<Vec<(&Pool, Arc<T>)>, Unavailable> {
         let mut all = Vec::new();
         for pool in &self.pools {
+            let _turn = pool.enter()?;
             pool.check()?;
             all.extend(pool.after::<T>(after, count)?.into_iter().map(|record| (pool, record)));
         }
