@@ -294,6 +294,8 @@ pub(crate) fn freeze(root: BorrowedFd<'_>) -> io::Result<()> {
 /// Ends what [`freeze`] began; `EINVAL` if nothing did.
 pub(crate) fn thaw(root: BorrowedFd<'_>) -> io::Result<()> {
     ioctl_value(root, FITHAW, 0).map(drop)
+}
+
 /// Writes all dirty pages of `file` and waits for them (sync_file_range(2)).
 pub(crate) fn sync_file_range(file: BorrowedFd<'_>) -> io::Result<()> {
     let flags = libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
