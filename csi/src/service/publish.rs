@@ -127,7 +127,7 @@ pub(super) fn unpublish(
     if attachment.staged.as_ref().is_some_and(|staged| staged.path == target) {
         return Err(Problem::new("target_path", target, "is the staging path", "unstage it instead").into());
     }
-    volume.unpublish(&target)?;
+    volume.unpublish(&target, presence)?;
     attachment.published.retain(|publication| publication.target != target);
     volume.write(&attachment)?;
     tracing::info!(volume = id, path = %target, "volume unpublished");

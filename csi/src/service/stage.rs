@@ -104,7 +104,7 @@ pub(super) fn unstage(
     if let Some(publication) = attachment.published.first() {
         return Err(StageError::Published { id: id.to_owned(), path: publication.target.clone() });
     }
-    volume.unmount(&staging)?;
+    let presence = volume.unmount(&staging, presence)?;
     if let Some(staged) = &attachment.staged
         && staged.path != staging
         && volume.is_staged_at(&presence, &staged.path)?

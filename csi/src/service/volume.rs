@@ -261,7 +261,8 @@ impl<'a> Volume<'a> {
         .map_err(VolumeError::path(TARGET, target))?;
         let published = self.try_publish(staging, target, capability, read_only);
         if published.is_err() {
-            let undone = self.unmount(target).and_then(|()| if made { remove(target) } else { Ok(()) });
+            let undone = self.presence().and_then(|presence| self.unmount(target, presence));
+            let undone = undone.and_then(|_| if made { remove(target) } else { Ok(()) });
             // The error of the step that failed is the one to tell.
             if let Err(error) = undone {
                 tracing::warn!(volume = %self.record.id, %target, %error, "failed to undo a failed publish");
@@ -289,19 +290,21 @@ impl<'a> Volume<'a> {
     }
 
     /// Unmounts it at `target`, as often as it takes, and removes what was made to mount it on.
-    pub(super) fn unpublish(&self, target: &TargetPath) -> Result<(), VolumeError> {
-        self.unmount(target)?;
-        self.expect_uncovered(target, &self.presence()?)?;
+    pub(super) fn unpublish(&self, target: &TargetPath, presence: Presence) -> Result<(), VolumeError> {
+        let presence = self.unmount(target, presence)?;
+        self.expect_uncovered(target, &presence)?;
         remove(target)
     }
 
-    /// Unmounts it at `path`, as often as it takes. What others mounted there stays.
-    pub(super) fn unmount(&self, path: &TargetPath) -> Result<(), VolumeError> {
+    /// Unmounts it at `path`, as often as it takes, and gives where it is then; `presence` is where it is now. What
+    /// others mounted there stays.
+    pub(super) fn unmount(&self, path: &TargetPath, mut presence: Presence) -> Result<Presence, VolumeError> {
         for _ in 0..DEEPEST_STACK {
-            if !self.presence()?.is_at(path)? {
-                return Ok(());
+            if !presence.is_at(path)? {
+                return Ok(presence);
             }
             self.run(&Request::Unmount { target: path.clone() })?;
+            presence = self.presence()?;
         }
         Err(VolumeError::Stacked { id: self.id(), path: path.clone() })
     }
