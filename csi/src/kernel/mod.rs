@@ -12,6 +12,8 @@ pub(crate) mod loop_device;
 mod mount;
 pub(crate) mod path;
 mod presence;
+#[allow(dead_code, reason = "limits of directory pools come next")]
+pub(crate) mod quota;
 #[allow(dead_code, reason = "for snapshots and clones, which are being built")]
 pub(crate) mod reflink;
 #[allow(dead_code, reason = "the pools of subvolumes come next")]

@@ -5,8 +5,9 @@
 
 use std::{
     env,
-    fs::{self, File},
+    fs::{self, File, Permissions},
     io,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -15,6 +16,8 @@ use tempfile::TempDir;
 
 #[path = "../../src/kernel/filesystem.rs"]
 pub(crate) mod filesystem;
+#[path = "../../src/kernel/quota/mod.rs"]
+pub(crate) mod quota;
 #[path = "../../src/kernel/subvolume/mod.rs"]
 pub(crate) mod subvolume;
 #[path = "../../src/kernel/sys.rs"]
@@ -31,13 +34,27 @@ pub(crate) struct Filesystem {
 impl Filesystem {
     /// `mkfs` is the program with its arguments.
     pub(crate) fn new(mkfs: &[&str], bytes: u64, options: &str) -> Self {
+        let mut filesystem = Self::formatted(mkfs, bytes);
+        filesystem.mount(options);
+        filesystem
+    }
+
+    /// The same, or none if it can't be mounted.
+    pub(crate) fn attempt(mkfs: &[&str], bytes: u64, options: &str) -> Option<Self> {
+        let mut filesystem = Self::formatted(mkfs, bytes);
+        filesystem.mounted = filesystem.mount_command(options).output().unwrap().status.success();
+        filesystem.mounted.then_some(filesystem)
+    }
+
+    fn formatted(mkfs: &[&str], bytes: u64) -> Self {
         let parent = env::var_os(keelson_testkit::VM_DISK).map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
         let directory = tempfile::Builder::new().prefix("keelson-csi-").tempdir_in(parent).unwrap();
-        let mut filesystem = Self { directory, mounted: false };
+        // Somebody else writes to it, too.
+        fs::set_permissions(directory.path(), Permissions::from_mode(0o755)).unwrap();
+        let filesystem = Self { directory, mounted: false };
         fs::create_dir(filesystem.path()).unwrap();
         File::create(filesystem.image()).unwrap().set_len(bytes).unwrap();
         run(Command::new(mkfs[0]).args(&mkfs[1..]).arg(filesystem.image()));
-        filesystem.mount(options);
         filesystem
     }
 
@@ -60,8 +77,14 @@ impl Filesystem {
     }
 
     fn mount(&mut self, options: &str) {
-        run(Command::new("mount").args(["-o", &format!("loop,{options}")]).arg(self.image()).arg(self.path()));
+        run(&mut self.mount_command(options));
         self.mounted = true;
+    }
+
+    fn mount_command(&self, options: &str) -> Command {
+        let mut command = Command::new("mount");
+        command.args(["-o", &format!("loop,{options}")]).arg(self.image()).arg(self.path());
+        command
     }
 
     fn unmount(&mut self) {

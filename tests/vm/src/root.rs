@@ -15,7 +15,8 @@ use keelson_testkit::cache_dir;
 use crate::{cpio::Archive, modules::closure};
 
 /// What the test programs need and start, beside the kernel.
-const PACKAGES: [&str; 14] = [
+const PACKAGES: [&str; 16] = [
+    "btrfs-progs",
     "busybox-static",
     "coreutils",
     "dash",
@@ -30,6 +31,7 @@ const PACKAGES: [&str; 14] = [
     "nftables",
     "strace",
     "util-linux",
+    "xfsprogs",
 ];
 
 /// The package that depends on Debian's newest kernel. The kernel for clouds has no 9p.

@@ -67,36 +67,54 @@ pub(crate) const PROGRESS: &str = "call: ";
 const PLAYED: &str = "emulated, a play in every version takes minutes; the kernel tier has it";
 
 /// Every shape.
-pub const SHAPES: &[Shape] = &[Shape {
-    name: "cni",
-    nodes: &[NumaNode { cpus: 1, memory_mib: 1024 }, NumaNode { cpus: 1, memory_mib: 1024 }],
-    disks: &[Disk { mount: "/mnt/state", size_mib: 256 }],
-    // What the tests look for before they run; on a node the first VLAN, SCTP mapping or dummy link loads it.
-    modules: &["8021q", "sctp", "dummy"],
-    kernel_arguments: &[],
-    steps: &[
-        Step::Run(Tests {
-            package: "keelson-cni",
-            target: "kernel_*",
-            only: None,
-            without: &[
-                ("kernel_kill", "thousands of traced processes take an hour under emulation"),
-                ("killed_", "hundreds of traced processes take an hour under emulation"),
-                ("a_container_with_addresses_comes", PLAYED),
-                ("another_address_of_the_bridge", PLAYED),
-                ("the_world_sees_the_node_with_every_backend", PLAYED),
-                ("after_a_storm", "emulated, the last of 200 calls at once gives up waiting for the network's lock"),
-            ],
-        }),
-        Step::Run(cni_phase("vm_reboot", "pods_run_before_the_reboot")),
-        Step::Reboot,
-        Step::Run(cni_phase("vm_reboot", "after_the_reboot_nothing_is_left")),
-        Step::CutPowerDuring(cni_phase("vm_power_cut", "calls_until_the_power_is_cut")),
-        Step::Run(cni_phase("vm_power_cut", "after_the_power_cut_all_works")),
-        Step::CutPowerDuring(cni_phase("vm_power_cut", "calls_until_the_power_is_cut")),
-        Step::Run(cni_phase("vm_power_cut", "after_the_power_cut_all_works")),
-    ],
-}];
+pub const SHAPES: &[Shape] = &[
+    Shape {
+        name: "cni",
+        nodes: &[NumaNode { cpus: 1, memory_mib: 1024 }, NumaNode { cpus: 1, memory_mib: 1024 }],
+        disks: &[Disk { mount: "/mnt/state", size_mib: 256 }],
+        // What the tests look for before they run; on a node the first VLAN, SCTP mapping or dummy link loads it.
+        modules: &["8021q", "sctp", "dummy"],
+        kernel_arguments: &[],
+        steps: &[
+            Step::Run(Tests {
+                package: "keelson-cni",
+                target: "kernel_*",
+                only: None,
+                without: &[
+                    ("kernel_kill", "thousands of traced processes take an hour under emulation"),
+                    ("killed_", "hundreds of traced processes take an hour under emulation"),
+                    ("a_container_with_addresses_comes", PLAYED),
+                    ("another_address_of_the_bridge", PLAYED),
+                    ("the_world_sees_the_node_with_every_backend", PLAYED),
+                    (
+                        "after_a_storm",
+                        "emulated, the last of 200 calls at once gives up waiting for the network's lock",
+                    ),
+                ],
+            }),
+            Step::Run(cni_phase("vm_reboot", "pods_run_before_the_reboot")),
+            Step::Reboot,
+            Step::Run(cni_phase("vm_reboot", "after_the_reboot_nothing_is_left")),
+            Step::CutPowerDuring(cni_phase("vm_power_cut", "calls_until_the_power_is_cut")),
+            Step::Run(cni_phase("vm_power_cut", "after_the_power_cut_all_works")),
+            Step::CutPowerDuring(cni_phase("vm_power_cut", "calls_until_the_power_is_cut")),
+            Step::Run(cni_phase("vm_power_cut", "after_the_power_cut_all_works")),
+        ],
+    },
+    Shape {
+        name: "storage",
+        nodes: &[NumaNode { cpus: 2, memory_mib: 2048 }],
+        disks: &[Disk { mount: "/mnt/pools", size_mib: 2048 }],
+        // What the tests look for before they run; a node's first mount loads the filesystems.
+        modules: &["loop", "xfs", "btrfs", "quota_v2"],
+        kernel_arguments: &[],
+        steps: &[Step::Run(storage("kernel_quota")), Step::Run(storage("kernel_subvolume_primitives"))],
+    },
+];
+
+const fn storage(target: &'static str) -> Tests {
+    Tests { package: "keelson-csi", target, only: None, without: &[] }
+}
 
 const fn cni_phase(target: &'static str, test: &'static str) -> Tests {
     Tests { package: "keelson-cni", target, only: Some(test), without: &[] }
