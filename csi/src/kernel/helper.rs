@@ -31,7 +31,7 @@ use rustix::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{grow, mount};
+use super::{freeze, grow, mount};
 use crate::policy::{FilesystemType, MountOptions, TargetPath};
 
 /// Programs that helpers execute come from here, whatever the environment says.
@@ -65,6 +65,12 @@ pub(crate) enum Request {
     #[allow(dead_code, reason = "for NodeExpandVolume, which is being built")]
     #[serde(rename_all = "camelCase")]
     Grow { filesystem: FilesystemType, target: TargetPath, bytes: u64 },
+    /// Freezes filesystems until told, or so many milliseconds have passed.
+    #[serde(rename_all = "camelCase")]
+    Freeze { targets: Vec<TargetPath>, milliseconds: u64 },
+    /// Thaws a filesystem that is frozen.
+    #[serde(rename_all = "camelCase")]
+    Thaw { target: TargetPath },
     /// Becomes another program, which neither reads nor answers anything.
     #[serde(rename_all = "camelCase")]
     Become { program: String, arguments: Vec<OsString> },
@@ -160,13 +166,23 @@ impl Helper {
 
     fn output_of(&self, request: &Request, hold: Hold) -> Result<Output, HelperError> {
         let (verb, arguments) = encode(request).map_err(|source| self.failed_to_run(source))?;
-        let mut command = Command::new(&self.program);
-        command.args(&self.arguments).arg(&verb).env_clear();
         let what = match request {
             Request::Become { program, .. } => program,
             _ => &verb,
         };
-        supervise(command, arguments, what, self.deadline, hold)
+        supervise(self.command_for(&verb), arguments, what, self.deadline, hold)
+    }
+
+    /// The helper for `request`, and the line that it is to read first.
+    pub(super) fn command(&self, request: &Request) -> Result<(Command, Vec<u8>), HelperError> {
+        let (verb, arguments) = encode(request).map_err(|source| self.failed_to_run(source))?;
+        Ok((self.command_for(&verb), arguments))
+    }
+
+    fn command_for(&self, verb: &str) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(&self.arguments).arg(verb).env_clear();
+        command
     }
 
     fn failed_to_run(&self, source: io::Error) -> HelperError {
@@ -272,6 +288,9 @@ pub fn helper_main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    if let Request::Freeze { targets, milliseconds } = &request {
+        return freeze::perform_freeze(targets, Duration::from_millis(*milliseconds));
+    }
     let done = end_with_the_driver(&request).and_then(|()| match &request {
         Request::Mount { filesystem, device, target, options } => {
             mount::perform_mount(*filesystem, device, target, options)
@@ -279,6 +298,9 @@ pub fn helper_main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Request::Bind { source, target, options } => mount::perform_bind(source, target, options),
         Request::Unmount { target } => mount::perform_unmount(target),
         Request::Grow { filesystem, target, bytes } => grow::perform_grow(*filesystem, target, *bytes),
+        Request::Thaw { target } => freeze::perform_thaw(target),
+        // Above; it has answers of its own.
+        Request::Freeze { .. } => Ok(()),
         Request::Become { program, arguments } => Err(become_program(program, arguments)),
     });
     let (answer, code) = match done {
@@ -299,7 +321,12 @@ pub fn helper_main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 /// retry.
 fn end_with_the_driver(request: &Request) -> Result<(), mount::StepError> {
     match request {
-        Request::Mount { .. } | Request::Bind { .. } | Request::Unmount { .. } | Request::Grow { .. } => {
+        Request::Freeze { .. } => {}
+        Request::Mount { .. }
+        | Request::Bind { .. }
+        | Request::Unmount { .. }
+        | Request::Grow { .. }
+        | Request::Thaw { .. } => {
             let watch = || {
                 let _ = io::stdin().read_to_end(&mut Vec::new());
                 std::process::exit(1);

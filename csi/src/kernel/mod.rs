@@ -6,6 +6,8 @@ pub(crate) mod content;
 pub(crate) mod extents;
 pub(crate) mod filesystem;
 pub(crate) mod format;
+#[allow(dead_code, reason = "for group snapshots, which are being built")]
+pub(crate) mod freeze;
 mod grow;
 mod helper;
 pub(crate) mod loop_device;

@@ -305,6 +305,17 @@ pub(crate) fn sync_file_range(file: BorrowedFd<'_>) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// From now on this process survives the signals that ask a process to end.
+pub(crate) fn ignore_terminations() {
+    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT] {
+        #[expect(unsafe_code, reason = "no crate of ours wraps signal")]
+        // SAFETY: SIG_IGN runs no code of ours.
+        unsafe {
+            libc::signal(signal, libc::SIG_IGN);
+        }
+    }
+}
+
 /// `MOUNT_ATTR__ATIME`: a number of its own among the bits of `MOUNT_ATTR_*`, which has to be cleared to be set.
 const ATIME_BITS: u64 = 0x70;
 
