@@ -12,12 +12,15 @@ use std::{
 
 use k8s_openapi::{
     api::{
-        apps::v1::DaemonSet,
+        apps::v1::{DaemonSet, Deployment},
         core::v1::{ConfigMap, Container, Namespace, PersistentVolumeClaim, Pod, ServiceAccount, VolumeMount},
         rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding},
-        storage::v1::{CSIDriver, StorageClass},
+        storage::{
+            v1::{CSIDriver, StorageClass},
+            v1beta1::VolumeAttributesClass,
+        },
     },
-    apimachinery::pkg::util::intstr::IntOrString,
+    apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
 };
 use keelson::{
     config::{Environment, NodeConfig},
@@ -38,7 +41,46 @@ struct Kustomization {
     #[serde(default)]
     resources: Vec<PathBuf>,
     #[serde(default)]
+    components: Vec<PathBuf>,
+    #[serde(default)]
     patches: Vec<Patch>,
+}
+
+/// The part of the snapshot CRDs that ours use (snapshot.storage.k8s.io/v1).
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[allow(dead_code, reason = "only read to see what is there")]
+struct VolumeSnapshotClass {
+    api_version: String,
+    kind: String,
+    metadata: ObjectMeta,
+    driver: String,
+    deletion_policy: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[allow(dead_code, reason = "only read to see what is there")]
+struct VolumeSnapshot {
+    api_version: String,
+    kind: String,
+    metadata: ObjectMeta,
+    spec: VolumeSnapshotSpec,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[allow(dead_code, reason = "only read to see what is there")]
+struct VolumeSnapshotSpec {
+    volume_snapshot_class_name: String,
+    source: VolumeSnapshotSource,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[allow(dead_code, reason = "only read to see what is there")]
+struct VolumeSnapshotSource {
+    persistent_volume_claim_name: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -72,7 +114,8 @@ fn fault(document: &Value) -> Option<String> {
         "ConfigMap" => check::<ConfigMap>(document),
         "CSIDriver" => check::<CSIDriver>(document),
         "DaemonSet" => check::<DaemonSet>(document),
-        "Kustomization" => check::<Kustomization>(document),
+        "Deployment" => check::<Deployment>(document),
+        "Component" | "Kustomization" => check::<Kustomization>(document),
         "Namespace" => check::<Namespace>(document),
         "PersistentVolumeClaim" => check::<PersistentVolumeClaim>(document),
         "Pod" => check::<Pod>(document),
@@ -80,6 +123,15 @@ fn fault(document: &Value) -> Option<String> {
         "RoleBinding" => check::<RoleBinding>(document),
         "ServiceAccount" => check::<ServiceAccount>(document),
         "StorageClass" => check::<StorageClass>(document),
+        // The same as v1beta1, which the bindings of this Kubernetes' version have.
+        "VolumeAttributesClass" => {
+            let mut document = document.clone();
+            let version = std::mem::replace(&mut document["apiVersion"], "storage.k8s.io/v1beta1".into());
+            check::<VolumeAttributesClass>(&document)
+                .or_else(|| (version != "storage.k8s.io/v1").then(|| format!("apiVersion is {version}")))
+        }
+        "VolumeSnapshot" => check::<VolumeSnapshot>(document),
+        "VolumeSnapshotClass" => check::<VolumeSnapshotClass>(document),
         other => Some(format!("kind {other:?} is not known to this test; add its type")),
     }
 }
@@ -153,19 +205,18 @@ fn a_wrong_document_is_noticed() {
 #[test]
 fn kustomizations_name_files_that_exist_and_forget_none() {
     for (path, document) in documents() {
-        if document["kind"] != "Kustomization" {
-            continue;
-        }
+        let version = match document["kind"].as_str() {
+            Some("Kustomization") => "kustomize.config.k8s.io/v1beta1",
+            Some("Component") => "kustomize.config.k8s.io/v1alpha1",
+            _ => continue,
+        };
         let kustomization: Kustomization = serde_json::from_value(document).unwrap();
-        assert_eq!(
-            (&*kustomization.api_version, &*kustomization.kind),
-            ("kustomize.config.k8s.io/v1beta1", "Kustomization")
-        );
+        assert_eq!(kustomization.api_version, version, "{}: {}", path.display(), kustomization.kind);
         assert!(kustomization.namespace.is_none_or(|namespace| namespace == "keelson-system"));
         let folder = path.parent().unwrap();
         let patches = kustomization.patches.into_iter().map(|patch| patch.path);
-        let named: Vec<PathBuf> =
-            kustomization.resources.into_iter().chain(patches).map(|name| folder.join(name)).collect();
+        let named = kustomization.resources.into_iter().chain(kustomization.components).chain(patches);
+        let named: Vec<PathBuf> = named.map(|name| folder.join(name)).collect();
         for name in &named {
             let file = if name.is_dir() { name.join("kustomization.yaml") } else { name.clone() };
             assert!(file.is_file(), "{} names {}, which is missing", path.display(), name.display());
@@ -385,4 +436,49 @@ fn only_the_provisioner_has_a_token() {
         container.volume_mounts.iter().flatten().any(|mount| mount.mount_path.contains("serviceaccount"))
     });
     assert_eq!(with_token.map(|container| container.name.as_str()).collect::<Vec<_>>(), ["csi-provisioner"]);
+}
+
+/// The part of a Pod's spec that says what is mounted and who the Pod is.
+fn pod_of(path: &str, kind: &str) -> k8s_openapi::api::core::v1::PodSpec {
+    let path = directory().join(path);
+    let (_, document) =
+        documents().into_iter().find(|(found, document)| *found == path && document["kind"] == kind).unwrap();
+    serde_json::from_value(document["spec"]["template"]["spec"].clone()).unwrap()
+}
+
+#[test]
+fn the_resizer_runs_beside_a_driver_and_finds_its_socket() {
+    let set = base::<DaemonSet>("daemonset.yaml", "DaemonSet");
+    let labels = set.spec.unwrap().template.metadata.unwrap().labels.unwrap();
+    let spec = pod_of("base/resizer.yaml", "Deployment");
+    let affinity = spec.affinity.unwrap().pod_affinity.unwrap();
+    let term = &affinity.required_during_scheduling_ignored_during_execution.unwrap()[0];
+    let wanted = term.label_selector.as_ref().unwrap().match_labels.as_ref().unwrap();
+    assert!(wanted.iter().all(|(name, value)| labels.get(name) == Some(value)), "{wanted:?}");
+    assert_eq!(term.topology_key, "kubernetes.io/hostname");
+    let container = &spec.containers[0];
+    assert!(container.args.iter().flatten().any(|argument| argument == "--csi-address=/csi/csi.sock"));
+    let mount = container.volume_mounts.iter().flatten().find(|mount| mount.mount_path == "/csi").unwrap();
+    let volume = spec.volumes.iter().flatten().find(|volume| volume.name == mount.name).unwrap();
+    let map: ConfigMap = base("configmap.yaml", "ConfigMap");
+    let socket = format!("unix://{}/csi.sock", volume.host_path.as_ref().unwrap().path);
+    assert!(map.data.unwrap()["config.yaml"].contains(&format!("endpoint: {socket}\n")), "{socket}");
+    let context = container.security_context.as_ref().unwrap();
+    assert_eq!((context.privileged, context.read_only_root_filesystem), (None, Some(true)));
+    assert_eq!(context.capabilities.as_ref().unwrap().drop.as_deref(), Some(&["ALL".to_owned()][..]));
+}
+
+#[test]
+fn the_snapshotter_mounts_only_what_the_base_has_and_serves_its_own_node() {
+    let volumes =
+        base::<DaemonSet>("daemonset.yaml", "DaemonSet").spec.unwrap().template.spec.unwrap().volumes.unwrap();
+    let spec = pod_of("components/snapshots/daemonset.yaml", "DaemonSet");
+    let container = &spec.containers[0];
+    for mount in container.volume_mounts.iter().flatten() {
+        assert!(volumes.iter().any(|volume| volume.name == mount.name), "{}", mount.name);
+    }
+    assert!(container.args.iter().flatten().any(|argument| argument == "--node-deployment=true"));
+    assert!(container.env.iter().flatten().any(|variable| variable.name == "NODE_NAME"));
+    let context = container.security_context.as_ref().unwrap();
+    assert_eq!((context.privileged, context.allow_privilege_escalation), (None, Some(false)));
 }
