@@ -6,7 +6,9 @@ use keelson_host::{Problem, error_chain};
 use tonic::{Code, Status};
 
 use crate::{
-    kernel::{HelperError, KernelError, LoopError, MOUNT_WITH_OPTIONS, SET_OPTION, reflink::CloneError},
+    kernel::{
+        HelperError, KernelError, LoopError, MOUNT_WITH_OPTIONS, SET_OPTION, freeze::FreezeError, reflink::CloneError,
+    },
     policy::{InvalidToken, OutOfRange},
     service::{CreateError, DeleteError, OriginError, Pending, PublishError, StageError, StatsError, VolumeError},
     store::{Lacking, LookupError, RecordError, StoreError, Unavailable},
@@ -191,6 +193,16 @@ impl Coded for KernelError {
             Self::Path { source, .. } => code_of_path(source.raw_os_error()),
             Self::Loop(LoopError { source, .. }) => code_of_io(source),
             Self::Mounts(_) => Code::Internal,
+        }
+    }
+}
+
+impl Coded for FreezeError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Helper(error) => error.code(),
+            Self::Expired { .. } => Code::DeadlineExceeded,
+            Self::Lost => Code::Internal,
         }
     }
 }

@@ -328,9 +328,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_read(head in proptest::collection::vec(any::<u8>(), 0..5000), magic in 0..4) {
+        fn any_bytes_are_read(head in proptest::collection::vec(any::<u8>(), 0..5000), magic in 0_usize..4) {
             let mut head = head;
-            let (at, bytes): (usize, &[u8]) = [(0, &b"XFSB"[..]), (1080, b"\x53\xef"), (0x40, b"_BHRfS_M"), (0, b"")][magic as usize];
+            let (at, bytes): (usize, &[u8]) = [(0, &b"XFSB"[..]), (1080, b"\x53\xef"), (0x40, b"_BHRfS_M"), (0, b"")][magic];
             if let Some(part) = head.get_mut(at..at + bytes.len()) {
                 part.copy_from_slice(bytes);
             }
