@@ -164,7 +164,7 @@ async fn a_volume_is_made_although_its_client_went_away() {
     nothing_listed(&driver).await;
     let made = place.volumes();
     let again = driver.create(request("pvc-1", 64 * MIB, mounted())).await.unwrap();
-    assert_eq!([again.volume_id.clone()], made[..]);
+    assert_eq!(made, std::slice::from_ref(&again.volume_id));
     driver.delete(&again.volume_id).await.unwrap();
     place.expect_clean();
     driver.stop().await;

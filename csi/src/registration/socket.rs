@@ -160,7 +160,7 @@ pub(super) fn sweep(directory: &Path, name: &str) -> io::Result<()> {
             match fs::remove_file(entry.path()) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 Ok(()) => {
-                    tracing::info!(socket = %entry.path().display(), "removed the socket of a driver that is gone")
+                    tracing::info!(socket = %entry.path().display(), "removed the socket of a driver that is gone");
                 }
                 Err(_) => {}
             }
