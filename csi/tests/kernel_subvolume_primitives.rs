@@ -339,6 +339,20 @@ fn who_writes_more_than_the_limit_gets_edquot() {
 }
 
 #[test]
+fn a_subvolume_in_a_limited_one_is_found_and_has_figures_but_no_limit() {
+    needs_btrfs!();
+    let (pool, top) = limited_pool();
+    let id = made(&pool.open("volumes"), "v");
+    subvolume::set_limit(&top, id, Some(16 * MIB)).unwrap();
+    let inner = made(&pool.open("volumes/v"), "inner");
+    fill(&pool.join("volumes/v/inner/file"), 32 * MIB).1.unwrap();
+    assert_eq!(nested(&top, id).unwrap(), [inner]);
+    let found = figures_of(&top, inner);
+    assert!(found.referenced >= 32 * MIB && found.limit.is_none(), "{found:?}");
+    assert!(figures_of(&top, id).referenced < MIB);
+}
+
+#[test]
 fn a_clone_refers_to_everything_and_has_the_limit_of_its_source_until_it_gets_its_own() {
     needs_btrfs!();
     let (pool, top) = limited_pool();

@@ -16,7 +16,8 @@
 //! # What a Pod can do
 //!
 //! Whoever may make a directory may make a subvolume in it, also without privileges, and the kernel counts that one on
-//! its own: [`nested`] finds them, and [`delete`] takes them along.
+//! its own, without the limit of the outer one: limits protect against accidents, not against intent. [`nested`] finds
+//! such subvolumes, and [`delete`] takes them along.
 
 mod qgroup;
 mod sys;
