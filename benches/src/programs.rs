@@ -31,6 +31,11 @@ pub(crate) fn keelson() -> Result<PathBuf> {
     build("keelson", "keelson", Build::Release)
 }
 
+/// The CSI driver without the supervisor.
+pub(crate) fn keelson_csi_alone() -> Result<PathBuf> {
+    build("keelson-csi", "keelson-csi-alone", Build::Release)
+}
+
 /// A program that ends at once, built as the CNI executable is.
 pub(crate) fn nothing() -> Result<PathBuf> {
     build("keelson-benches", "keelson-bench-nothing", Build::Static)

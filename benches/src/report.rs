@@ -83,6 +83,19 @@ impl Comparison {
         self.with(Figure::new(format!("ours as fast as {other}"), value, "x", Some(Limit::AtLeast(limit))))
     }
 
+    /// The same of the slowest hundredth of each.
+    pub(crate) fn times_as_fast_at_p99(self, other: &str, limit: f64) -> Self {
+        let p99 = |subject: &str| self.timing(subject)?.p99_ms;
+        let value = p99(other).zip(p99(self.first())).map(|(other, ours)| other / ours);
+        self.with(Figure::new(format!("ours as fast as {other}, p99"), value, "x", Some(Limit::AtLeast(limit))))
+    }
+
+    /// Adds how many times as fast as `other` one of the subjects was.
+    pub(crate) fn speed(self, subject: &str, other: &str, limit: Option<Limit>) -> Self {
+        let value = self.quotient(subject, other).map(f64::recip);
+        self.with(Figure::new(format!("{subject} as fast as {other}"), value, "x", limit))
+    }
+
     /// Adds how many times as long as `other` one of the subjects took.
     pub(crate) fn ratio(self, subject: &str, other: &str, limit: Option<Limit>) -> Self {
         let value = self.quotient(subject, other);
@@ -95,7 +108,11 @@ impl Comparison {
     }
 
     pub(crate) fn median_ms(&self, subject: &str) -> Option<f64> {
-        self.timings.iter().find(|timing| timing.subject == subject)?.median_ms
+        self.timing(subject)?.median_ms
+    }
+
+    fn timing(&self, subject: &str) -> Option<&Timing> {
+        self.timings.iter().find(|timing| timing.subject == subject)
     }
 
     fn first(&self) -> &str {
