@@ -217,7 +217,7 @@ fn unmount_disk(place: &Place, disk: Disk) {
     for name in ["pool", "state"] {
         place.unmount(name);
     }
-    drop(disk);
+    disk.unmount();
 }
 
 /// How often the power of each disk is cut.
@@ -232,7 +232,7 @@ async fn cut(kind: &str, filesystem: &str, capabilities: &[VolumeCapability]) {
     let place = Arc::new(Place::new());
     below.push(Disk::make(&directory.path().join("outer.img"), "xfs", 8 << 30, &outer));
     let image = outer.join("disk.img");
-    drop(Disk::make(&image, filesystem, 1 << 30, &place.path("disk")));
+    Disk::make(&image, filesystem, 1 << 30, &place.path("disk")).unmount();
     disks.push(mount_disk(&place, &image));
     rustix::fs::syncfs(File::open(place.path("disk")).unwrap()).unwrap();
 
