@@ -45,6 +45,10 @@ impl Process {
         (process, Clients::connect(place).await)
     }
 
+    pub(crate) fn id(&self) -> u32 {
+        self.0.as_ref().unwrap().id()
+    }
+
     /// Hands over who kills it and waits for it.
     pub(crate) fn into_child(mut self) -> Child {
         self.0.take().unwrap()
