@@ -10,7 +10,10 @@ use crate::{
         HelperError, KernelError, LoopError, MOUNT_WITH_OPTIONS, SET_OPTION, freeze::FreezeError, reflink::CloneError,
     },
     policy::{InvalidToken, OutOfRange},
-    service::{CreateError, DeleteError, OriginError, Pending, PublishError, StageError, StatsError, VolumeError},
+    service::{
+        CreateError, DeleteError, ExpandError, ModifyError, OriginError, Pending, PublishError, StageError, StatsError,
+        VolumeError,
+    },
     store::{Lacking, LookupError, RecordError, StoreError, Unavailable},
 };
 
@@ -325,6 +328,33 @@ impl Coded for StatsError {
     }
 }
 
+impl Coded for ExpandError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Invalid(_) => Code::InvalidArgument,
+            Self::Size(error) => error.code(),
+            Self::Volume(error) => error.code(),
+            Self::NotThere { .. } => Code::NotFound,
+            Self::Unfit { .. } | Self::ReadOnly { .. } => Code::FailedPrecondition,
+            // The table has no other code for a size that can't be had; Kubernetes then lets the claim be made smaller.
+            Self::Lacking(Lacking::Space { .. }) => Code::OutOfRange,
+            Self::Lacking(error) => error.code(),
+            Self::Store(error) => error.code(),
+        }
+    }
+}
+
+impl Coded for ModifyError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Invalid(_) => Code::InvalidArgument,
+            Self::Volume(error) => error.code(),
+            Self::Lacking(error) => error.code(),
+            Self::Store(error) => error.code(),
+        }
+    }
+}
+
 /// `status.message` is for people and `status.details` must be empty (CSI spec, Error Scheme).
 macro_rules! into_status {
     ($($error:ty),*) => {
@@ -336,4 +366,14 @@ macro_rules! into_status {
     };
 }
 
-into_status!(MissingProgram, QueryError, CreateError, DeleteError, StageError, PublishError, StatsError);
+into_status!(
+    MissingProgram,
+    QueryError,
+    CreateError,
+    DeleteError,
+    StageError,
+    PublishError,
+    StatsError,
+    ExpandError,
+    ModifyError
+);

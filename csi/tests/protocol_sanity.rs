@@ -15,12 +15,11 @@ use common::{MIB, Place, Running};
 use keelson_testkit::Tool;
 
 /// Why csi-sanity skips how many of its specs. A capability that is newly advertised takes lines away.
-const SKIPPED: [(&str, usize); 19] = [
+const SKIPPED: [(&str, usize); 15] = [
     ("Controller Publish, UnpublishVolume not supported", 2),
     ("ControllerExpandVolume not supported", 3),
     ("ControllerGetVolumeHealth not supported", 2),
     ("ControllerListVolumeHealth not supported", 1),
-    ("ControllerModifyVolume not supported", 6),
     ("ControllerPublishVolume not supported", 7),
     ("ControllerUnpublishVolume not supported", 1),
     ("CreateSnapshot not supported", 6),
@@ -28,9 +27,6 @@ const SKIPPED: [(&str, usize); 19] = [
     ("GetSnapshot not supported", 3),
     ("GroupControllerService not supported", 6),
     ("ListSnapshots not supported", 7),
-    ("Modify Volume not supported", 1),
-    ("Modify volume not supported", 1),
-    ("NodeExpandVolume not supported", 4),
     ("NodeGetStorageHealth not supported", 1),
     ("NodeGetVolumeHealth not supported", 2),
     ("Snapshot not supported", 2),

@@ -11,20 +11,21 @@ use keelson_proto::csi::v1::{
     CreateVolumeRequest, CreateVolumeResponse, DeleteSnapshotRequest, DeleteSnapshotResponse, DeleteVolumeRequest,
     DeleteVolumeResponse, GetCapacityRequest, GetCapacityResponse, GetSnapshotRequest, GetSnapshotResponse,
     ListSnapshotsRequest, ListSnapshotsResponse, ListVolumesRequest, ListVolumesResponse,
-    ValidateVolumeCapabilitiesRequest, ValidateVolumeCapabilitiesResponse, controller_server::Controller,
-    controller_service_capability, validate_volume_capabilities_response::Confirmed,
+    ValidateVolumeCapabilitiesRequest, ValidateVolumeCapabilitiesResponse,
+    controller_get_volume_response::VolumeStatus, controller_server::Controller, controller_service_capability,
+    validate_volume_capabilities_response::Confirmed,
 };
 use tonic::{Request, Response, Status};
 
 use super::{
     Service, State, capacity,
     create::{self, capabilities},
-    delete, list,
+    delete, list, modify,
     request::required,
 };
 use crate::{
     error::QueryError,
-    policy::{Parameters, Rejected, check_map},
+    policy::{Changes, Parameters, Rejected, check_map},
     store::VolumeRecord,
 };
 
@@ -77,14 +78,20 @@ impl Controller for Service {
         &self,
         _: Request<ControllerGetCapabilitiesRequest>,
     ) -> Result<Response<ControllerGetCapabilitiesResponse>, Status> {
-        let capabilities =
-            [Type::CreateDeleteVolume, Type::ListVolumes, Type::GetCapacity, Type::SingleNodeMultiWriter]
-                .map(|kind| ControllerServiceCapability {
-                    r#type: Some(controller_service_capability::Type::Rpc(controller_service_capability::Rpc {
-                        r#type: kind.into(),
-                    })),
-                })
-                .to_vec();
+        let capabilities = [
+            Type::CreateDeleteVolume,
+            Type::ListVolumes,
+            Type::GetVolume,
+            Type::GetCapacity,
+            Type::ModifyVolume,
+            Type::SingleNodeMultiWriter,
+        ]
+        .map(|kind| ControllerServiceCapability {
+            r#type: Some(controller_service_capability::Type::Rpc(controller_service_capability::Rpc {
+                r#type: kind.into(),
+            })),
+        })
+        .to_vec();
         Ok(Response::new(ControllerGetCapabilitiesResponse { capabilities }))
     }
 
@@ -104,9 +111,11 @@ impl Controller for Service {
 
     async fn controller_get_volume(
         &self,
-        _: Request<ControllerGetVolumeRequest>,
+        request: Request<ControllerGetVolumeRequest>,
     ) -> Result<Response<ControllerGetVolumeResponse>, Status> {
-        Err(Status::unimplemented("GET_VOLUME is not advertised"))
+        let volume = request.into_inner().volume_id;
+        let asked = volume.clone();
+        self.answer("ControllerGetVolume", &volume, move |state| get(state, &asked)).await
     }
 
     async fn controller_list_volume_health(
@@ -152,15 +161,26 @@ impl Controller for Service {
         &self,
         _: Request<ControllerExpandVolumeRequest>,
     ) -> Result<Response<ControllerExpandVolumeResponse>, Status> {
-        Err(Status::unimplemented("EXPAND_VOLUME is not advertised"))
+        // With this capability every node would need a resizer of its own. Without it, one for all of them marks the
+        // claims, and NodeExpandVolume does the work.
+        Err(Status::unimplemented("EXPAND_VOLUME is not advertised: volumes grow on their node, by NodeExpandVolume"))
     }
 
     async fn controller_modify_volume(
         &self,
-        _: Request<ControllerModifyVolumeRequest>,
+        request: Request<ControllerModifyVolumeRequest>,
     ) -> Result<Response<ControllerModifyVolumeResponse>, Status> {
-        Err(Status::unimplemented("MODIFY_VOLUME is not advertised"))
+        let request = request.into_inner();
+        let volume = request.volume_id.clone();
+        self.answer("ControllerModifyVolume", &volume, move |state| modify::modify(state, &request)).await
     }
+}
+
+fn get(state: &State, id: &str) -> Result<ControllerGetVolumeResponse, QueryError> {
+    let (pool, record) = state.pools.locate::<VolumeRecord>(required("volume_id", id)?)?;
+    let volume = create::describe(pool, &record, &state.settings.node_name);
+    // Nobody attaches a node's own disk, so there are no published nodes to tell of.
+    Ok(ControllerGetVolumeResponse { volume: Some(volume), status: Some(VolumeStatus::default()) })
 }
 
 /// What a volume can't be is no error: the answer then confirms nothing and says why. The volume context isn't
@@ -173,6 +193,7 @@ fn validate(
     check_map("secrets", &request.secrets)?;
     let refuse = |message| Ok(ValidateVolumeCapabilitiesResponse { confirmed: None, message });
     let parameters = Parameters::parse(&request.parameters);
+    let changes = Changes::parse(&request.mutable_parameters);
     let parsed = capabilities(&request.volume_capabilities, &Parameters::default());
     if let Err(Rejected::Invalid(problem)) = parsed {
         return Err(problem.into());
@@ -196,6 +217,9 @@ fn validate(
             return refuse("the volume is provisioned otherwise".to_owned());
         }
         Ok(_) => {}
+    }
+    if let Err(problem) = changes.and_then(|changes| create::fit(&changes, record.content.kind(), pool.abilities())) {
+        return refuse(problem.to_string());
     }
     let confirmed = Confirmed {
         volume_context: request.volume_context,

@@ -4,7 +4,7 @@ use keelson_proto::csi::v1::{
     GetPluginCapabilitiesRequest, GetPluginCapabilitiesResponse, GetPluginInfoRequest, GetPluginInfoResponse,
     PluginCapability, ProbeRequest, ProbeResponse, identity_server::Identity, plugin_capability,
 };
-use plugin_capability::service::Type;
+use plugin_capability::{service::Type, volume_expansion};
 use tonic::{Request, Response, Status};
 
 use super::Service;
@@ -30,11 +30,15 @@ impl Identity for Service {
         &self,
         _: Request<GetPluginCapabilitiesRequest>,
     ) -> Result<Response<GetPluginCapabilitiesResponse>, Status> {
-        let capabilities = [Type::ControllerService, Type::VolumeAccessibilityConstraints]
-            .map(|kind| PluginCapability {
-                r#type: Some(plugin_capability::Type::Service(plugin_capability::Service { r#type: kind.into() })),
-            })
-            .to_vec();
+        let service = |kind: Type| plugin_capability::Type::Service(plugin_capability::Service { r#type: kind.into() });
+        let online = plugin_capability::VolumeExpansion { r#type: volume_expansion::Type::Online.into() };
+        let capabilities = [
+            service(Type::ControllerService),
+            service(Type::VolumeAccessibilityConstraints),
+            plugin_capability::Type::VolumeExpansion(online),
+        ]
+        .map(|capability| PluginCapability { r#type: Some(capability) })
+        .to_vec();
         Ok(Response::new(GetPluginCapabilitiesResponse { capabilities }))
     }
 

@@ -11,7 +11,7 @@ use keelson_proto::csi::v1::{
 use node_service_capability::rpc::Type;
 use tonic::{Request, Response, Status};
 
-use super::{Service, publish, stage, stats};
+use super::{Service, expand, publish, stage, stats};
 use crate::policy::segments;
 
 #[tonic::async_trait]
@@ -65,11 +65,14 @@ impl Node for Service {
         &self,
         _: Request<NodeGetCapabilitiesRequest>,
     ) -> Result<Response<NodeGetCapabilitiesResponse>, Status> {
-        let capabilities = [Type::StageUnstageVolume, Type::GetVolumeStats, Type::SingleNodeMultiWriter]
-            .map(|kind| NodeServiceCapability {
-                r#type: Some(node_service_capability::Type::Rpc(node_service_capability::Rpc { r#type: kind.into() })),
-            })
-            .to_vec();
+        let capabilities =
+            [Type::StageUnstageVolume, Type::GetVolumeStats, Type::ExpandVolume, Type::SingleNodeMultiWriter]
+                .map(|kind| NodeServiceCapability {
+                    r#type: Some(node_service_capability::Type::Rpc(node_service_capability::Rpc {
+                        r#type: kind.into(),
+                    })),
+                })
+                .to_vec();
         Ok(Response::new(NodeGetCapabilitiesResponse { capabilities }))
     }
 
@@ -85,9 +88,11 @@ impl Node for Service {
 
     async fn node_expand_volume(
         &self,
-        _: Request<NodeExpandVolumeRequest>,
+        request: Request<NodeExpandVolumeRequest>,
     ) -> Result<Response<NodeExpandVolumeResponse>, Status> {
-        Err(Status::unimplemented("EXPAND_VOLUME is not advertised"))
+        let request = request.into_inner();
+        let volume = request.volume_id.clone();
+        self.answer("NodeExpandVolume", &volume, move |state| expand::expand(state, &request)).await
     }
 
     async fn node_get_volume_health(

@@ -68,7 +68,11 @@ pub(super) fn stage(state: &State, request: &NodeStageVolumeRequest) -> Result<N
         && volume.is_staged_at(&presence, path)?
     {
         return match (*path == staging, *before == capability) {
-            (true, true) => Ok(NodeStageVolumeResponse {}),
+            (true, true) => {
+                // A stage that was killed right after its mount.
+                volume.grow_if_smaller(&staging, &capability)?;
+                Ok(NodeStageVolumeResponse {})
+            }
             (true, false) => Err(StageError::Different { id: id.to_owned(), path: staging }),
             (false, _) => Err(StageError::Elsewhere { id: id.to_owned(), path: path.clone() }),
         };

@@ -11,12 +11,15 @@ use crate::{
         BindSource, Discard, Hold, KernelError, LoopOptions, Presence, Request, loop_device, path,
         superblock::{self, Signature},
     },
-    policy::{Access, Capability, Content, FilesystemType, MountOptions, Provisioning, TargetPath},
+    policy::{Access, Capability, Content, FilesystemType, MountOptions, Provisioning, Settings, TargetPath},
     store::{Attachment, LookupError, Pool, RecordError, Turn, Unavailable, VolumeRecord, content_path, data, image},
 };
 
 /// How many mounts may lie on top of each other before unmounting them is given up.
 const DEEPEST_STACK: usize = 64;
+
+/// A filesystem has whole blocks, and so may be that much smaller than what it lies on.
+const LARGEST_BLOCK: u64 = 64 << 10;
 
 /// The field of a request that names where a volume is published.
 const TARGET: &str = "target_path";
@@ -24,12 +27,12 @@ const TARGET: &str = "target_path";
 /// A volume during one operation of the node service.
 #[derive(Debug)]
 pub(super) struct Volume<'a> {
-    state: &'a State,
-    pool: &'a Pool,
+    pub(super) state: &'a State,
+    pub(super) pool: &'a Pool,
     _turn: Turn<'a>,
     guard: Arc<Guard>,
     pub(super) record: Arc<VolumeRecord>,
-    folder: PathBuf,
+    pub(super) folder: PathBuf,
 }
 
 /// What can go wrong with a volume in every operation of the node service.
@@ -56,7 +59,7 @@ pub(crate) enum VolumeError {
          formatted again: restore the image"
     )]
     LostFilesystem { id: String, filesystem: FilesystemType, wanted: Uuid, found: String },
-    #[error("volume {id} has {wanted} bytes, but its loop device has {found}; restore the image")]
+    #[error("volume {id} has {wanted} bytes, but its image has {found}; restore the image")]
     WrongSize { id: String, wanted: u64, found: u64 },
     #[error("mounting volume {id} succeeded, but something else is mounted at {path}")]
     NotThere { id: String, path: TargetPath },
@@ -187,16 +190,32 @@ impl<'a> Volume<'a> {
             }
         };
         self.run(&request)?;
-        self.expect_at(path)
+        self.expect_at(path)?;
+        self.grow_if_smaller(path, capability)
     }
 
-    /// A second opinion before mounting: what was formatted must still show it.
-    fn check_filesystem(&self, filesystem: FilesystemType, wanted: Uuid) -> Result<(), VolumeError> {
+    /// Lets the filesystem that is mounted at `path` have all of the volume: a copy may be larger than its source, and a
+    /// growth may have been interrupted.
+    pub(super) fn grow_if_smaller(&self, path: &TargetPath, capability: &Capability) -> Result<(), VolumeError> {
+        let Content::Filesystem { filesystem, uuid } = self.record.content else { return Ok(()) };
+        if capability.is_read_only() {
+            return Ok(());
+        }
+        if self.check_filesystem(filesystem, uuid)?.saturating_add(LARGEST_BLOCK) > self.record.bytes {
+            return Ok(());
+        }
+        self.run(&Request::Grow { filesystem, target: path.clone(), bytes: self.record.bytes })
+    }
+
+    /// A second opinion before mounting: what was formatted must still show it. Gives the size of the filesystem.
+    fn check_filesystem(&self, filesystem: FilesystemType, wanted: Uuid) -> Result<u64, VolumeError> {
         let path = image(&self.folder);
         let found =
             std::fs::File::open(&path).and_then(|file| superblock::read(&file)).map_err(KernelError::path(&path))?;
         let found = match found {
-            Signature::Filesystem(found) if (found.filesystem, found.uuid) == (filesystem, wanted) => return Ok(()),
+            Signature::Filesystem(found) if (found.filesystem, found.uuid) == (filesystem, wanted) => {
+                return Ok(found.bytes);
+            }
             Signature::Filesystem(found) => format!("{} {}", found.filesystem, found.uuid),
             Signature::Other(name) => name.to_owned(),
             Signature::None => "no filesystem".to_owned(),
@@ -211,7 +230,8 @@ impl<'a> Volume<'a> {
         let options = LoopOptions { read_only, ..self.loop_options() };
         let device = loop_device::attach(root, &path, label, &options).map_err(KernelError::from)?;
         let found = device.bytes().map_err(KernelError::from)?;
-        if found != self.record.bytes {
+        // More is what an interrupted growth left; its retry finishes it.
+        if found < self.record.bytes {
             return Err(VolumeError::WrongSize { id: self.id(), wanted: self.record.bytes, found });
         }
         let (node, direct_io) = (device.node.display(), device.direct_io);
@@ -220,12 +240,13 @@ impl<'a> Volume<'a> {
     }
 
     /// What its loop devices are to be like.
-    fn loop_options(&self) -> LoopOptions {
+    pub(super) fn loop_options(&self) -> LoopOptions {
         let discard = match self.record.provisioning {
             Provisioning::Thin => Discard::Allowed,
             Provisioning::Thick => Discard::Refused,
         };
-        LoopOptions { read_only: false, direct_io: true, read_ahead_kib: None, discard }
+        let Settings { read_ahead_kib, direct_io, .. } = self.record.settings;
+        LoopOptions { read_only: false, direct_io: direct_io.unwrap_or(true), read_ahead_kib, discard }
     }
 
     /// Lets go of its loop devices.
@@ -317,7 +338,7 @@ impl<'a> Volume<'a> {
         Ok(())
     }
 
-    fn run(&self, request: &Request) -> Result<(), VolumeError> {
+    pub(super) fn run(&self, request: &Request) -> Result<(), VolumeError> {
         Ok(self.state.settings.helper.run(request, Arc::clone(&self.guard) as Hold).map_err(KernelError::from)?)
     }
 

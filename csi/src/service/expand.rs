@@ -1,0 +1,187 @@
+//! NodeExpandVolume.
+//!
+//! Every step leaves what the one before it made, and finds it done when the call is repeated: the image is longer, the
+//! record says so, the loop devices see it, the filesystem has it. A volume whose image is longer than its record is one
+//! whose growth was interrupted; until a retry it has its old size.
+
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    os::unix::fs::OpenOptionsExt,
+};
+
+use keelson_host::Problem;
+use keelson_proto::csi::v1::{NodeExpandVolumeRequest, NodeExpandVolumeResponse};
+
+use super::{
+    State, VolumeError,
+    request::{capability, required},
+    volume::Volume,
+};
+use crate::{
+    kernel::{KernelError, Presence, Request, content, filesystem, loop_device},
+    policy::{Content, OutOfRange, Provisioning, Rejected, SizeRange, TargetPath, check_map},
+    store::{Attachment, Lacking, Reservation, StoreError, VolumeRecord, image, promise_of},
+};
+
+/// Why a volume did not grow.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ExpandError {
+    #[error("{0}")]
+    Invalid(Problem),
+    #[error(transparent)]
+    Size(#[from] OutOfRange),
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    #[error("volume {id} is neither staged nor published at volume_path {path:?}")]
+    NotThere { id: String, path: String },
+    #[error("volume {id} can't be used so: {reason}")]
+    Unfit { id: String, reason: String },
+    #[error("volume {id} is mounted read-only at {path}, and its filesystem can't grow so; stage it for writing")]
+    ReadOnly { id: String, path: TargetPath },
+    #[error(transparent)]
+    Lacking(Lacking),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<Problem> for ExpandError {
+    fn from(problem: Problem) -> Self {
+        Self::Invalid(problem)
+    }
+}
+
+impl From<Rejected> for ExpandError {
+    fn from(rejected: Rejected) -> Self {
+        let (Rejected::Invalid(problem) | Rejected::Unsupported(problem)) = rejected;
+        Self::Invalid(problem)
+    }
+}
+
+pub(super) fn expand(
+    state: &State,
+    request: &NodeExpandVolumeRequest,
+) -> Result<NodeExpandVolumeResponse, ExpandError> {
+    let id = required("volume_id", &request.volume_id)?;
+    if request.volume_path.is_empty() {
+        return Err(Problem::new("volume_path", "", "is missing", "it is required").into());
+    }
+    check_map("secrets", &request.secrets)?;
+    let range = SizeRange::parse(request.capacity_range.as_ref())?;
+    let wanted = request.volume_capability.as_ref().map(|wanted| capability(Some(wanted))).transpose()?;
+    let volume = Volume::take(state, id, "NodeExpandVolume")?;
+    volume.pool.check_writable().map_err(VolumeError::from)?;
+    let kind = volume.record.content.kind();
+    if let Some(Err(reason)) = wanted.map(|wanted| wanted.fits(kind)) {
+        return Err(ExpandError::Unfit { id: id.to_owned(), reason });
+    }
+    let presence = volume.presence()?;
+    let attachment = volume.attachment(&presence)?;
+    let not_there = || ExpandError::NotThere { id: id.to_owned(), path: request.volume_path.clone() };
+    // No volume is at what can't be a target path.
+    let path = TargetPath::try_from(request.volume_path.clone()).map_err(|_| not_there())?;
+    if !is_used_at(&volume, &presence, &attachment, &path)? {
+        return Err(not_there());
+    }
+    let bytes = match volume.record.content {
+        Content::Block => expand_image(&volume, &presence, range)?,
+        Content::Filesystem { filesystem, .. } => {
+            let target = writable_mount(&volume, &presence, &attachment, path)?;
+            let bytes = expand_image(&volume, &presence, range)?;
+            volume.run(&Request::Grow { filesystem, target, bytes })?;
+            bytes
+        }
+        Content::Directory | Content::Subvolume => expand_directory(&volume, range)?,
+    };
+    tracing::info!(volume = id, before = volume.record.bytes, bytes, "volume expanded");
+    let told = volume.pool.abilities().enforces_sizes || volume.pool.settings.unenforced_sizes;
+    // Sizes were checked to fit.
+    let capacity_bytes = if told { i64::try_from(bytes).unwrap_or(i64::MAX) } else { 0 };
+    Ok(NodeExpandVolumeResponse { capacity_bytes })
+}
+
+/// Whether the volume is published, or staged, at `path`.
+fn is_used_at(
+    volume: &Volume<'_>,
+    presence: &Presence,
+    attachment: &Attachment,
+    path: &TargetPath,
+) -> Result<bool, VolumeError> {
+    let staged_here = attachment.staged.as_ref().is_some_and(|staged| staged.path == *path);
+    Ok(presence.is_at(path).map_err(VolumeError::from)? || (staged_here && volume.is_staged_at(presence, path)?))
+}
+
+/// Where the filesystem is mounted so that it can grow: where it is staged, as publications may be read-only.
+fn writable_mount(
+    volume: &Volume<'_>,
+    presence: &Presence,
+    attachment: &Attachment,
+    path: TargetPath,
+) -> Result<TargetPath, ExpandError> {
+    let at = match &attachment.staged {
+        Some(staged) if presence.is_at(&staged.path).map_err(VolumeError::from)? => staged.path.clone(),
+        _ => path,
+    };
+    let read_only = filesystem::is_read_only(at.as_path());
+    if read_only.map_err(KernelError::path(at.as_path())).map_err(VolumeError::from)? {
+        return Err(ExpandError::ReadOnly { id: volume.id(), path: at });
+    }
+    Ok(at)
+}
+
+/// Makes the image, the record and the loop devices as large as `range` asks for, and says how large that is.
+fn expand_image(volume: &Volume<'_>, presence: &Presence, range: SizeRange) -> Result<u64, ExpandError> {
+    let (record, path) = (&*volume.record, image(&volume.folder));
+    let file = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOFOLLOW).open(&path);
+    let file = file.map_err(StoreError::io("open", &path))?;
+    let length = file.metadata().map_err(StoreError::io("look at", &path))?.len();
+    if length < record.bytes {
+        return Err(VolumeError::WrongSize { id: volume.id(), wanted: record.bytes, found: length }.into());
+    }
+    let bytes = range.choose(record.content.kind(), length)?;
+    if bytes > record.bytes {
+        let _reservation = reserve(volume, bytes)?;
+        if let Err(error) = lengthen(&file, bytes, record.provisioning) {
+            // Nobody has seen the new part.
+            let _ = file.set_len(length);
+            return Err(StoreError::io("lengthen", &path)(error).into());
+        }
+        volume.pool.update(VolumeRecord { bytes, ..record.clone() })?;
+    }
+    for device in presence.devices() {
+        if device.bytes().map_err(KernelError::from).map_err(VolumeError::from)? < bytes {
+            loop_device::set_capacity(device).map_err(KernelError::from).map_err(VolumeError::from)?;
+        }
+    }
+    Ok(bytes)
+}
+
+/// The new part is a hole, or takes its space at once; it is durable.
+fn lengthen(file: &File, bytes: u64, provisioning: Provisioning) -> io::Result<()> {
+    match provisioning {
+        Provisioning::Thin => file.set_len(bytes)?,
+        Provisioning::Thick => content::fill_holes(file, bytes)?,
+    }
+    file.sync_all()
+}
+
+/// Keeps what the volume will be promised beyond what it is.
+fn reserve(volume: &Volume<'_>, bytes: u64) -> Result<Reservation, ExpandError> {
+    let (kind, pool) = (volume.record.content.kind(), volume.pool);
+    let more = promise_of(kind, bytes, pool).saturating_sub(promise_of(kind, volume.record.bytes, pool));
+    volume.state.pools.reserve(pool, bytes, more).map_err(ExpandError::Lacking)
+}
+
+/// Where nothing enforces a size, it is what was asked for.
+fn expand_directory(volume: &Volume<'_>, range: SizeRange) -> Result<u64, ExpandError> {
+    let record = &*volume.record;
+    let bytes = range.choose(record.content.kind(), record.bytes)?.max(record.bytes);
+    if let Some(limit) = range.limit.filter(|limit| *limit < bytes) {
+        return Err(OutOfRange::Limit { limit, smallest: bytes }.into());
+    }
+    if bytes > record.bytes {
+        let _reservation = reserve(volume, bytes)?;
+        volume.pool.update(VolumeRecord { bytes, ..record.clone() })?;
+    }
+    Ok(bytes)
+}
