@@ -13,7 +13,7 @@ use std::{
 use common::{
     MIB, Place, Running, block,
     disk::{Disk, run},
-    expect_code, mounted, mounted_with, publication, request,
+    expect_code, has_sys_resource, mounted, mounted_with, publication, request,
 };
 use keelson_proto::csi::v1::{
     CapacityRange, ControllerExpandVolumeRequest, ControllerGetVolumeRequest, ControllerModifyVolumeRequest,
@@ -26,12 +26,9 @@ use tonic::{Code, Status};
 const SMALL: i64 = 320 * MIB;
 const LARGE: i64 = 640 * MIB;
 
-/// ext4 grows only for who has CAP_SYS_RESOURCE, bit 24 of capabilities(7).
+/// Those that can grow here.
 fn filesystems() -> &'static [&'static str] {
-    let status = fs::read_to_string("/proc/self/status").unwrap();
-    let set = status.lines().find_map(|line| line.strip_prefix("CapEff:")).unwrap();
-    let may = u64::from_str_radix(set.trim(), 16).unwrap() & (1 << 24) != 0;
-    if may { &["ext4", "xfs", "btrfs"] } else { &["xfs", "btrfs"] }
+    if has_sys_resource() { &["ext4", "xfs", "btrfs"] } else { &["xfs", "btrfs"] }
 }
 
 fn of(filesystem: &str, name: &str, bytes: i64) -> CreateVolumeRequest {

@@ -8,18 +8,20 @@
 
 mod common;
 
-use std::{env, time::Instant};
+use std::{env, os::unix::fs::MetadataExt, time::Instant};
 
 use common::{
-    MIB, Place, block,
+    MIB, Place, block, capability,
     disk::Disk,
     mounted, names,
     process::{Clients, PATIENCE, Process},
     publication, request,
 };
 use keelson_proto::csi::v1::{
-    DeleteVolumeRequest, GetCapacityRequest, ListVolumesRequest, NodeStageVolumeRequest, NodeUnpublishVolumeRequest,
-    NodeUnstageVolumeRequest, VolumeCapability,
+    CapacityRange, ControllerModifyVolumeRequest, DeleteVolumeRequest, GetCapacityRequest, ListVolumesRequest,
+    NodeExpandVolumeRequest, NodeStageVolumeRequest, NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest,
+    VolumeCapability,
+    volume_capability::{AccessType, MountVolume, access_mode::Mode},
 };
 use keelson_testkit::{Chance, Doom, Hit, Tracer, can_trace, missing, skip_unless, wait_until_async};
 use serde_json::Value;
@@ -31,12 +33,15 @@ enum Step {
     Create,
     Stage,
     Publish,
+    /// Of a staged volume.
+    Expand,
+    Modify,
     Unpublish,
     Unstage,
     Delete,
 }
 
-use Step::{Create, Delete, Publish, Stage, Unpublish, Unstage};
+use Step::{Create, Delete, Expand, Modify, Publish, Stage, Unpublish, Unstage};
 
 /// What is lived again and again.
 struct Scene {
@@ -45,11 +50,20 @@ struct Scene {
     /// The filesystem below it.
     below: &'static str,
     capability: VolumeCapability,
+    bytes: i64,
     parameters: &'static [(&'static str, &'static str)],
     steps: &'static [Step],
+    /// Those of the steps that are killed.
+    killed: &'static [Step],
 }
 
 const WHOLE_LIFE: &[Step] = &[Create, Stage, Publish, Unpublish, Unstage, Delete];
+
+/// Only the steps of a volume that changes; the others are killed elsewhere.
+const CHANGES: &[Step] = &[Create, Stage, Expand, Modify, Unstage, Delete];
+
+/// What it grows to.
+const GROWN: i64 = 384 * MIB;
 
 /// A volume, by the calls of a kubelet and a provisioner.
 struct Life<'a> {
@@ -67,7 +81,7 @@ impl Life<'_> {
             (self.id.clone(), self.place.text("staging"), self.place.text("pods/target"));
         match step {
             Create => {
-                let mut wish = request(&self.name, 16 * MIB, capability);
+                let mut wish = request(&self.name, self.scene.bytes, capability);
                 wish.parameters
                     .extend(self.scene.parameters.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
                 let id = controller.create_volume(wish).await?.into_inner().volume.unwrap().volume_id;
@@ -87,6 +101,28 @@ impl Life<'_> {
             Publish => {
                 let request = publication(&volume_id, &staging, &target, capability);
                 node.node_publish_volume(request).await.map(drop)
+            }
+            Expand => {
+                let request = NodeExpandVolumeRequest {
+                    volume_id,
+                    volume_path: staging,
+                    capacity_range: Some(CapacityRange { required_bytes: GROWN, limit_bytes: 0 }),
+                    ..NodeExpandVolumeRequest::default()
+                };
+                let bytes = node.node_expand_volume(request).await?.into_inner().capacity_bytes;
+                assert_eq!(bytes, GROWN);
+                Ok(())
+            }
+            Modify => {
+                let thick =
+                    [("provisioning".to_owned(), "thick".to_owned()), ("readAheadKiB".to_owned(), "8".to_owned())];
+                let mutable_parameters = thick.into_iter().collect();
+                let request = ControllerModifyVolumeRequest {
+                    volume_id,
+                    mutable_parameters,
+                    ..ControllerModifyVolumeRequest::default()
+                };
+                controller.controller_modify_volume(request).await.map(drop)
             }
             Unpublish => {
                 let request = NodeUnpublishVolumeRequest { volume_id, target_path: target };
@@ -117,6 +153,17 @@ impl Life<'_> {
         assert_eq!(mounts, usize::from(step == Publish), "{at}");
         let is_there = target.symlink_metadata().is_ok();
         assert_eq!(is_there, step == Publish, "{at}");
+        if step == Expand || step == Modify {
+            let image = self.place.path("pool/volumes").join(&self.id).join("image").metadata().unwrap();
+            assert_eq!(image.len(), GROWN.unsigned_abs(), "{at}");
+            assert!(step == Expand || image.blocks() * 512 >= image.len(), "{at}");
+            let filesystem = nix::sys::statvfs::statvfs(&self.place.path("staging")).unwrap();
+            let bytes = filesystem.blocks() * filesystem.fragment_size();
+            assert!(bytes > GROWN.unsigned_abs() - (80 << 20), "{at}: {bytes}");
+            let [number] = self.place.loops()[..] else { panic!("{at}: not one loop device") };
+            let read_ahead = std::fs::read_to_string(format!("/sys/block/loop{number}/queue/read_ahead_kb")).unwrap();
+            assert_eq!(read_ahead.trim() == "8", step == Modify, "{at}: {read_ahead}");
+        }
     }
 }
 
@@ -134,7 +181,7 @@ async fn die_everywhere(scene: Scene) {
     // It goes after what is on it.
     let mut disks = Vec::new();
     let place = Place::new();
-    disks.push(Disk::make(&directory.path().join("disk"), scene.below, 512 << 20, &place.path("pool")));
+    disks.push(Disk::make(&directory.path().join("disk"), scene.below, 1 << 30, &place.path("pool")));
     let section = place.section(scene.kind);
     let mut victim = Victim { place: &place, section: &section, scene: &scene, running: None, lives: 0, before: 0 };
     // A whole life, so that all is there that stays.
@@ -143,6 +190,9 @@ async fn die_everywhere(scene: Scene) {
     let all = env::var_os("KEELSON_KILL_ALL").is_some();
     let mut chance = Chance::new();
     for index in 0..scene.steps.len() {
+        if !scene.killed.contains(&scene.steps[index]) {
+            continue;
+        }
         let stride = if all { 1 } else { STRIDE };
         let (begin, mut hits, mut last) = (Instant::now(), 0, 0);
         'points: for point in (1 + chance.below(stride)..).step_by(stride) {
@@ -254,7 +304,15 @@ macro_rules! needs_a_tracer {
 #[tokio::test(flavor = "multi_thread")]
 async fn image_with_a_filesystem() {
     needs_a_tracer!();
-    let scene = Scene { kind: "image", below: "xfs", capability: mounted(), parameters: &[], steps: WHOLE_LIFE };
+    let scene = Scene {
+        kind: "image",
+        below: "xfs",
+        capability: mounted(),
+        bytes: 16 * MIB,
+        parameters: &[],
+        steps: WHOLE_LIFE,
+        killed: WHOLE_LIFE,
+    };
     die_everywhere(scene).await;
 }
 
@@ -262,20 +320,61 @@ async fn image_with_a_filesystem() {
 async fn thick_image() {
     needs_a_tracer!();
     let parameters = &[("provisioning", "thick")];
-    let scene = Scene { kind: "image", below: "xfs", capability: mounted(), parameters, steps: WHOLE_LIFE };
+    let scene = Scene {
+        kind: "image",
+        below: "xfs",
+        capability: mounted(),
+        bytes: 16 * MIB,
+        parameters,
+        steps: WHOLE_LIFE,
+        killed: WHOLE_LIFE,
+    };
     die_everywhere(scene).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn raw_image() {
     needs_a_tracer!();
-    let scene = Scene { kind: "image", below: "xfs", capability: block(), parameters: &[], steps: WHOLE_LIFE };
+    let scene = Scene {
+        kind: "image",
+        below: "xfs",
+        capability: block(),
+        bytes: 16 * MIB,
+        parameters: &[],
+        steps: WHOLE_LIFE,
+        killed: WHOLE_LIFE,
+    };
     die_everywhere(scene).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn directory() {
     needs_a_tracer!();
-    let scene = Scene { kind: "directory", below: "xfs", capability: mounted(), parameters: &[], steps: WHOLE_LIFE };
+    let scene = Scene {
+        kind: "directory",
+        below: "xfs",
+        capability: mounted(),
+        bytes: 16 * MIB,
+        parameters: &[],
+        steps: WHOLE_LIFE,
+        killed: WHOLE_LIFE,
+    };
+    die_everywhere(scene).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_that_grows_and_is_set() {
+    needs_a_tracer!();
+    let mount = MountVolume { fs_type: "xfs".to_owned(), ..MountVolume::default() };
+    let scene = Scene {
+        kind: "image",
+        below: "xfs",
+        // Of ext4 only who has CAP_SYS_RESOURCE could let it grow.
+        capability: capability(AccessType::Mount(mount), Mode::SingleNodeWriter),
+        bytes: 320 * MIB,
+        parameters: &[],
+        steps: CHANGES,
+        killed: &[Expand, Modify],
+    };
     die_everywhere(scene).await;
 }

@@ -51,6 +51,13 @@ pub(crate) fn lacking() -> Option<String> {
     None
 }
 
+/// Whether this process has CAP_SYS_RESOURCE, bit 24 of capabilities(7), without which ext4 doesn't grow online.
+pub(crate) fn has_sys_resource() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let set = status.lines().find_map(|line| line.strip_prefix("CapEff:")).unwrap();
+    u64::from_str_radix(set.trim(), 16).unwrap() & (1 << 24) != 0
+}
+
 /// Returns from the calling test, with the reason reported, where the machine lacks what it needs.
 #[macro_export]
 macro_rules! needs_a_kernel {
