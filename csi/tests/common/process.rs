@@ -10,6 +10,10 @@ use keelson_proto::csi::v1::{
     controller_client::ControllerClient, identity_client::IdentityClient, node_client::NodeClient,
 };
 use keelson_testkit::wait_until_async;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::Value;
 use tonic::transport::Channel;
 
@@ -43,6 +47,13 @@ impl Process {
     pub(crate) async fn serve(place: &Place, section: &Value) -> (Self, Clients) {
         let process = Self::spawn(place, section);
         (process, Clients::connect(place).await)
+    }
+
+    /// Sends it a signal that ends it, and waits until it has.
+    pub(crate) fn end(self, signal: Signal) {
+        let mut child = self.into_child();
+        kill(Pid::from_raw(child.id().try_into().unwrap()), signal).unwrap();
+        child.wait().unwrap();
     }
 
     pub(crate) fn id(&self) -> u32 {
