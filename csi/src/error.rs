@@ -62,6 +62,8 @@ pub(crate) enum QueryError {
     Lookup(#[from] LookupError),
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
+    #[error("a look at pool {pool} did not end: does its disk still answer?")]
+    NotResponding { pool: String },
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -218,6 +220,7 @@ impl Coded for QueryError {
             Self::Token(error) => error.code(),
             Self::Lookup(error) => error.code(),
             Self::Unavailable(error) => error.code(),
+            Self::NotResponding { .. } => Code::Unavailable,
             Self::Store(error) => error.code(),
         }
     }

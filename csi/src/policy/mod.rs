@@ -7,6 +7,7 @@ mod capacity;
 #[allow(dead_code, reason = "for snapshots, which are being built")]
 mod extent;
 mod filesystem;
+mod health;
 mod ledger;
 mod mount_options;
 pub(crate) mod names;
@@ -27,6 +28,7 @@ pub(crate) use capacity::{OutOfRange, SizeRange, available, charge, largest_volu
 #[allow(unused_imports, reason = "for snapshots, which are being built")]
 pub(crate) use extent::{Extent, Physical};
 pub(crate) use filesystem::FilesystemType;
+pub(crate) use health::{PoolFault, VolumeFault, is_full};
 pub(crate) use ledger::{Figures, Ledger};
 pub(crate) use mount_options::MountOptions;
 pub(crate) use names::{ForeignId, GroupId, SnapshotId, VolumeId};

@@ -65,6 +65,10 @@ impl MountOptions {
         }
         self
     }
+
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.attributes & Attr::MOUNT_ATTR_RDONLY.bits() != 0
+    }
 }
 
 /// The options of one flag, which commas separate. Between double quotes they don't, as in the `context="...:c1,c2"` that

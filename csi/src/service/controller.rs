@@ -78,20 +78,22 @@ impl Controller for Service {
         &self,
         _: Request<ControllerGetCapabilitiesRequest>,
     ) -> Result<Response<ControllerGetCapabilitiesResponse>, Status> {
-        let capabilities = [
+        let always = [
             Type::CreateDeleteVolume,
             Type::ListVolumes,
             Type::GetVolume,
             Type::GetCapacity,
             Type::ModifyVolume,
             Type::SingleNodeMultiWriter,
-        ]
-        .map(|kind| ControllerServiceCapability {
+        ];
+        let if_wanted = [Type::GetVolumeHealth, Type::ListVolumeHealth];
+        let wanted = if_wanted.into_iter().filter(|_| self.state().settings.volume_health);
+        let capability = |kind: Type| ControllerServiceCapability {
             r#type: Some(controller_service_capability::Type::Rpc(controller_service_capability::Rpc {
                 r#type: kind.into(),
             })),
-        })
-        .to_vec();
+        };
+        let capabilities = always.into_iter().chain(wanted).map(capability).collect();
         Ok(Response::new(ControllerGetCapabilitiesResponse { capabilities }))
     }
 
@@ -120,16 +122,19 @@ impl Controller for Service {
 
     async fn controller_list_volume_health(
         &self,
-        _: Request<ControllerListVolumeHealthRequest>,
+        request: Request<ControllerListVolumeHealthRequest>,
     ) -> Result<Response<ControllerListVolumeHealthResponse>, Status> {
-        Err(Status::unimplemented("LIST_VOLUME_HEALTH is not advertised"))
+        Ok(Response::new(self.list_volume_health(request.into_inner()).await?))
     }
 
     async fn controller_get_volume_health(
         &self,
-        _: Request<ControllerGetVolumeHealthRequest>,
+        request: Request<ControllerGetVolumeHealthRequest>,
     ) -> Result<Response<ControllerGetVolumeHealthResponse>, Status> {
-        Err(Status::unimplemented("GET_VOLUME_HEALTH is not advertised"))
+        let request = request.into_inner();
+        check_map("secrets", &request.secrets).map_err(QueryError::from)?;
+        let volume_health = Some(self.volume_health(&request.volume_id).await?);
+        Ok(Response::new(ControllerGetVolumeHealthResponse { volume_health }))
     }
 
     async fn create_snapshot(

@@ -8,6 +8,7 @@ mod controller;
 mod create;
 mod delete;
 mod expand;
+mod health;
 mod identity;
 mod in_flight;
 mod layer;

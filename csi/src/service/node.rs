@@ -12,7 +12,10 @@ use node_service_capability::rpc::Type;
 use tonic::{Request, Response, Status};
 
 use super::{Service, expand, publish, stage, stats};
-use crate::policy::segments;
+use crate::{
+    error::QueryError,
+    policy::{check_map, segments},
+};
 
 #[tonic::async_trait]
 impl Node for Service {
@@ -65,14 +68,13 @@ impl Node for Service {
         &self,
         _: Request<NodeGetCapabilitiesRequest>,
     ) -> Result<Response<NodeGetCapabilitiesResponse>, Status> {
-        let capabilities =
-            [Type::StageUnstageVolume, Type::GetVolumeStats, Type::ExpandVolume, Type::SingleNodeMultiWriter]
-                .map(|kind| NodeServiceCapability {
-                    r#type: Some(node_service_capability::Type::Rpc(node_service_capability::Rpc {
-                        r#type: kind.into(),
-                    })),
-                })
-                .to_vec();
+        let always = [Type::StageUnstageVolume, Type::GetVolumeStats, Type::ExpandVolume, Type::SingleNodeMultiWriter];
+        let if_wanted = [Type::GetVolumeHealth, Type::GetStorageHealth];
+        let wanted = if_wanted.into_iter().filter(|_| self.state().settings.volume_health);
+        let capability = |kind: Type| NodeServiceCapability {
+            r#type: Some(node_service_capability::Type::Rpc(node_service_capability::Rpc { r#type: kind.into() })),
+        };
+        let capabilities = always.into_iter().chain(wanted).map(capability).collect();
         Ok(Response::new(NodeGetCapabilitiesResponse { capabilities }))
     }
 
@@ -97,15 +99,17 @@ impl Node for Service {
 
     async fn node_get_volume_health(
         &self,
-        _: Request<NodeGetVolumeHealthRequest>,
+        request: Request<NodeGetVolumeHealthRequest>,
     ) -> Result<Response<NodeGetVolumeHealthResponse>, Status> {
-        Err(Status::unimplemented("GET_VOLUME_HEALTH is not advertised"))
+        let volume_health = Some(self.volume_health(&request.into_inner().volume_id).await?);
+        Ok(Response::new(NodeGetVolumeHealthResponse { volume_health }))
     }
 
     async fn node_get_storage_health(
         &self,
-        _: Request<NodeGetStorageHealthRequest>,
+        request: Request<NodeGetStorageHealthRequest>,
     ) -> Result<Response<NodeGetStorageHealthResponse>, Status> {
-        Err(Status::unimplemented("GET_STORAGE_HEALTH is not advertised"))
+        check_map("secrets", &request.into_inner().secrets).map_err(QueryError::from)?;
+        Ok(Response::new(NodeGetStorageHealthResponse { backend_health: self.storage_health().await }))
     }
 }

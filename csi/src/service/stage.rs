@@ -70,7 +70,7 @@ pub(super) fn stage(state: &State, request: &NodeStageVolumeRequest) -> Result<N
         return match (*path == staging, *before == capability) {
             (true, true) => {
                 // A stage that was killed right after its mount.
-                volume.grow_if_smaller(&staging, &capability)?;
+                volume.grow_if_smaller(&staging)?;
                 Ok(NodeStageVolumeResponse {})
             }
             (true, false) => Err(StageError::Different { id: id.to_owned(), path: staging }),

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{Guard, Pending, State};
 use crate::{
     kernel::{
-        BindSource, Discard, Hold, KernelError, LoopOptions, Presence, Request, loop_device, path,
+        BindSource, Discard, Hold, KernelError, LoopOptions, Presence, Request, filesystem, loop_device, path,
         superblock::{self, Signature},
     },
     policy::{Access, Capability, Content, FilesystemType, MountOptions, Provisioning, Settings, TargetPath},
@@ -191,17 +191,18 @@ impl<'a> Volume<'a> {
         };
         self.run(&request)?;
         self.expect_at(path)?;
-        self.grow_if_smaller(path, capability)
+        self.grow_if_smaller(path)
     }
 
     /// Lets the filesystem that is mounted at `path` have all of the volume: a copy may be larger than its source, and a
     /// growth may have been interrupted.
-    pub(super) fn grow_if_smaller(&self, path: &TargetPath, capability: &Capability) -> Result<(), VolumeError> {
+    pub(super) fn grow_if_smaller(&self, path: &TargetPath) -> Result<(), VolumeError> {
         let Content::Filesystem { filesystem, uuid } = self.record.content else { return Ok(()) };
-        if capability.is_read_only() {
+        if self.check_filesystem(filesystem, uuid)?.saturating_add(LARGEST_BLOCK) > self.record.bytes {
             return Ok(());
         }
-        if self.check_filesystem(filesystem, uuid)?.saturating_add(LARGEST_BLOCK) > self.record.bytes {
+        // Who only reads has what there is.
+        if filesystem::is_read_only(path.as_path()).map_err(KernelError::path(path.as_path()))? {
             return Ok(());
         }
         self.run(&Request::Grow { filesystem, target: path.clone(), bytes: self.record.bytes })

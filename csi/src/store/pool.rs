@@ -23,6 +23,8 @@ use std::{
     },
 };
 
+use rustix::fs::{AtFlags, Timespec, Timestamps, UTIME_NOW};
+
 use super::{
     format::RecordError,
     identity::{MARKER, Marker, Remembered, is_empty},
@@ -31,7 +33,7 @@ use super::{
 use crate::{
     config::{PoolKind, PoolSettings},
     kernel::{filesystem, reflink},
-    policy::{Abilities, VolumeId},
+    policy::{Abilities, PoolFault, VolumeId},
 };
 
 /// One pool of the config, whether its disk is there or not.
@@ -99,6 +101,25 @@ pub(crate) enum IdentityError {
     ReadOnly,
     #[error("it was lost while it was used; try again")]
     Lost,
+}
+
+impl Unavailable {
+    /// What that is, as the health of the pool.
+    pub(crate) fn fault(&self) -> PoolFault {
+        match &self.source {
+            IdentityError::Missing | IdentityError::NotADirectory | IdentityError::NoMarker | IdentityError::Lost => {
+                PoolFault::Missing
+            }
+            IdentityError::OtherPool { .. }
+            | IdentityError::OtherFilesystem { .. }
+            | IdentityError::OtherKind { .. }
+            | IdentityError::NotEmpty => PoolFault::WrongDisk,
+            IdentityError::Record(_) | IdentityError::Filesystem(_) => PoolFault::IoErrors,
+            IdentityError::InUse => PoolFault::InUse,
+            IdentityError::Busy => PoolFault::NotResponding,
+            IdentityError::ReadOnly => PoolFault::ReadOnly,
+        }
+    }
 }
 
 /// Why a volume could not be made or unmade.
@@ -376,6 +397,14 @@ impl Pool {
     /// The device number of the filesystem that the pool lies on; none while the pool is unavailable.
     pub(crate) fn device(&self) -> Option<u64> {
         self.lock().as_ref().map(|index| index.device)
+    }
+
+    /// Writes to the pool what changes nothing, all the way to the disk.
+    pub(crate) fn touch(&self) -> io::Result<()> {
+        let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+        let times = Timestamps { last_access: now, last_modification: now };
+        rustix::fs::utimensat(rustix::fs::CWD, &self.settings.path, &times, AtFlags::SYMLINK_NOFOLLOW)?;
+        sync(&self.settings.path)
     }
 
     /// Usage of the filesystem that the pool lies on.
