@@ -192,6 +192,11 @@ async fn a_mount_that_ceased_to_work_is_told() {
     // As ext4 records an error that it finds; the default is to go on.
     let [number] = place.loops()[..] else { panic!("not one loop device") };
     fs::write(format!("/sys/fs/ext4/loop{number}/trigger_fs_error"), "on purpose").unwrap();
+    // The kernel counts it in the background.
+    wait_until_async("the error to be counted", Duration::from_secs(30), async || {
+        (!of(&mut driver, &id).await.is_empty()).then_some(())
+    })
+    .await;
     expect(of(&mut driver, &id).await, "FilesystemErrors", VolumeHealthErrorType::Degraded);
     driver.unstage(&id, &staging).await.unwrap();
     // Not mounted it is not seen; staged again it is there.
