@@ -72,7 +72,7 @@ const PIECE: usize = 128 << 10;
 fn piece(name: &str, number: u64) -> Vec<u8> {
     let start = name.bytes().fold(number, |sum, byte| sum.wrapping_mul(257).wrapping_add(byte.into()));
     let mut chance = Chance::of(start);
-    (0..PIECE / 8).flat_map(|_| chance.next().to_le_bytes()).collect()
+    (0..PIECE / 8).flat_map(|_| chance.number().to_le_bytes()).collect()
 }
 
 fn is_block(capability: &VolumeCapability) -> bool {
@@ -243,7 +243,7 @@ async fn cut(kind: &str, filesystem: &str, capabilities: &[VolumeCapability]) {
     let mut chance = Chance::new();
     let workers: Vec<_> = (0..4)
         .map(|worker| {
-            let chance = Chance::of(chance.next());
+            let chance = Chance::of(chance.number());
             tokio::spawn(workload.clone().work(Arc::clone(&place), worker, capabilities.to_vec(), chance))
         })
         .collect();
@@ -254,7 +254,7 @@ async fn cut(kind: &str, filesystem: &str, capabilities: &[VolumeCapability]) {
             (workload.ledger().deleted.len() > 3 * number).then_some(())
         })
         .await;
-        tokio::time::sleep(Duration::from_micros(chance.next() % 30_000)).await;
+        tokio::time::sleep(Duration::from_micros(chance.number() % 30_000)).await;
         let cut = outer.join(format!("cut-{number}"));
         let (source, copy) = (File::open(&image).unwrap(), File::create_new(&cut).unwrap());
         let before = workload.ledger().clone();

@@ -61,7 +61,7 @@ impl Volume {
 
 fn data(seed: u64) -> Vec<u8> {
     let mut chance = Chance::of(seed);
-    (0..8 << 10).flat_map(|_| chance.next().to_le_bytes()).collect()
+    (0..8 << 10).flat_map(|_| chance.number().to_le_bytes()).collect()
 }
 
 /// A client that calls one thing after another, and each again until it succeeds.
@@ -87,7 +87,7 @@ impl Client {
             let patience = if self.is_patient || self.chance.below(5) > 0 {
                 PATIENCE
             } else {
-                Duration::from_micros(self.chance.next() % 30_000)
+                Duration::from_micros(self.chance.number() % 30_000)
             };
             match tokio::time::timeout(patience, answer).await {
                 Ok(Ok(answer)) => {
@@ -189,7 +189,7 @@ impl Client {
                 }
                 _ if !volumes.is_empty() => {
                     let index = self.chance.below(volumes.len());
-                    let next = (self.chance.below(2) == 0).then(|| self.chance.next());
+                    let next = (self.chance.below(2) == 0).then(|| self.chance.number());
                     self.visit(&mut volumes[index], next).await;
                 }
                 _ => {}
@@ -253,7 +253,7 @@ async fn everything_agrees_after_a_storm() {
         clients: clients.clone(),
         staging: place.text(&format!("staging/{number}")),
         target: place.text(&format!("pods/{number}")),
-        chance: Chance::of(chance.next()),
+        chance: Chance::of(chance.number()),
         made: Arc::clone(&made),
         is_patient: false,
     };
@@ -292,7 +292,8 @@ async fn everything_agrees_after_a_storm() {
         let listed = clients.controller.list_volumes(ListVolumesRequest::default()).await.unwrap().into_inner();
         let mut listed: Vec<_> = listed.entries.into_iter().map(|entry| entry.volume.unwrap().volume_id).collect();
         let mut all: Vec<_> = expected.values().flatten().cloned().collect();
-        (listed.sort(), all.sort());
+        listed.sort();
+        all.sort();
         assert_eq!(listed, all);
         for kind in kinds {
             let mut ids = expected.get(kind).cloned().unwrap_or_default();

@@ -40,7 +40,7 @@ impl Chance {
     }
 
     /// The next number.
-    pub fn next(&mut self) -> u64 {
+    pub fn number(&mut self) -> u64 {
         self.state ^= self.state << 13;
         self.state ^= self.state >> 7;
         self.state ^= self.state << 17;
@@ -54,6 +54,6 @@ impl Chance {
     /// If `end` is 0.
     pub fn below(&mut self, end: usize) -> usize {
         let end = u64::try_from(end).expect("64 bits hold it");
-        usize::try_from(self.next() % end).expect("it is below a usize")
+        usize::try_from(self.number() % end).expect("it is below a usize")
     }
 }
