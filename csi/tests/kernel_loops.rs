@@ -12,7 +12,7 @@ use std::{
     process::Command,
 };
 
-use common::{MIB, Place, Running, block, expect_code, mounted, publication, request};
+use common::{MIB, Place, Running, block, disk::Disk, expect_code, mounted, publication, request};
 use keelson_proto::csi::v1::CreateVolumeRequest;
 use nix::fcntl::{FallocateFlags, fallocate};
 use tonic::Code;
@@ -224,4 +224,49 @@ fn direct_read(path: &Path, block: u64) -> io::Result<()> {
     let buffer = &mut vec![0; 2 * 4096 + block];
     let start = buffer.as_ptr().align_offset(4096);
     file.read_exact_at(&mut buffer[start..start + block], block as u64)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_sectors_of_a_raw_block_volume_stay_when_its_blocks_are_shared() {
+    needs_a_kernel!();
+    for (filesystem, sector) in [("xfs", Some("4096")), ("btrfs", Some("4096")), ("ext4", None)] {
+        keelson_testkit::skip_unless!(
+            keelson_testkit::missing(&[&format!("mkfs.{filesystem}")]).is_empty(),
+            "needs xfsprogs and btrfs-progs"
+        );
+        let place = Place::new();
+        let disk = Disk::make(&place.path("disk"), filesystem, 512 << 20, &place.path("pool"));
+        if filesystem == "ext4" {
+            fs::remove_dir(place.path("pool/lost+found")).unwrap();
+        }
+        let mut driver = Running::start(&place, &place.section("image")).await;
+        let volume = driver.create(request("block", 32 * MIB, block())).await.unwrap();
+        let (id, staging) = (&volume.volume_id, place.text("staging"));
+        let image = place.path("pool/volumes").join(id).join("image");
+        let mut seen = Vec::new();
+        for _ in 0..2 {
+            driver.stage(id, &staging, block()).await.unwrap();
+            let behind =
+                |number: &u32| fs::read_to_string(format!("/sys/block/loop{number}/loop/backing_file")).unwrap();
+            let number =
+                place.loops().into_iter().find(|number| behind(number).trim() == image.to_str().unwrap()).unwrap();
+            let found = fs::read_to_string(format!("/sys/block/loop{number}/queue/logical_block_size")).unwrap();
+            seen.push(found.trim().to_owned());
+            let device = OpenOptions::new().write(true).open(format!("/dev/loop{number}")).unwrap();
+            std::os::unix::fs::FileExt::write_all_at(&device, &[1; 1 << 16], 0).unwrap();
+            device.sync_all().unwrap();
+            drop(device);
+            driver.unstage(id, &staging).await.unwrap();
+            // On btrfs cp would need to know that the image has no checksums.
+            if filesystem == "xfs" {
+                let copy = place.path("pool/building").join(format!("copy-{}", seen.len()));
+                assert!(run("cp", &["--reflink=always", image.to_str().unwrap(), copy.to_str().unwrap()]).success());
+            }
+        }
+        assert_eq!(seen[0], seen[1], "{filesystem}");
+        assert!(sector.is_none_or(|sector| seen[0] == sector), "{filesystem}: {seen:?}");
+        driver.delete(id).await.unwrap();
+        driver.stop().await;
+        disk.unmount();
+    }
 }

@@ -9,12 +9,16 @@ use std::{
 
 use rustix::fs::FallocateFlags;
 
-use super::reflink::{self, CloneError};
+use super::{
+    image,
+    reflink::{self, CloneError},
+};
 use crate::policy::ContentKind;
 
 /// Makes an image that is one hole of `bytes`.
 pub(crate) fn create_image(path: &Path, bytes: u64) -> io::Result<File> {
     let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
+    image::prepare(&file)?;
     file.set_len(bytes)?;
     Ok(file)
 }

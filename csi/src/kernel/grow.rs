@@ -95,8 +95,13 @@ mod tests {
         skip_unless!(is_root(), "needs root to mount");
         let program = format!("mkfs.{filesystem}");
         skip_unless!(missing(&[&program]).is_empty(), format!("needs {program}"));
-        let options =
-            LoopOptions { read_only: false, direct_io: true, read_ahead_kib: None, discard: Discard::Allowed };
+        let options = LoopOptions {
+            read_only: false,
+            direct_io: true,
+            block_bytes: None,
+            read_ahead_kib: None,
+            discard: Discard::Allowed,
+        };
         let scratch = Scratch::formatted(filesystem.as_str(), SMALL >> 20);
         let (root, image) = (scratch.root(), scratch.image());
         let attach = || loop_device::attach(&HostRoot::system(), &image, "test", &options).unwrap().node;

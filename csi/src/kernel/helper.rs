@@ -3,7 +3,8 @@
 //! A thread that is stuck in the kernel survives SIGKILL and keeps its process half alive. So the driver never calls
 //! mount(2) or umount(2) itself, nor formats: it starts this same executable again (`keelson storage-helper VERB`),
 //! writes the verb's arguments as one line of JSON to its standard input, and reads one line of JSON from its standard
-//! output. Arguments may be sensitive (mount flags), so they are never part of the command line. A helper that mounts
+//! output. Arguments may be sensitive (mount flags), so they are never part of the command line. Some helpers are started
+//! ahead with the verb `wait`, and read which verb it is with its arguments. A helper that mounts
 //! ends when its standard input is closed, and so with the driver. One that formats becomes `mkfs.ext4`, which the
 //! kernel kills when the driver dies.
 //!
@@ -17,7 +18,7 @@ use std::{
     io::{self, BufRead, Read, Write},
     os::unix::process::CommandExt,
     path::PathBuf,
-    process::{Child, Command, ExitCode, Output, Stdio},
+    process::{Command, ExitCode, Output, Stdio},
     sync::{Arc, mpsc},
     thread,
     time::Duration,
@@ -25,17 +26,22 @@ use std::{
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    fd::OwnedFd,
-    process::{Pid, PidfdFlags, Signal, set_parent_process_death_signal},
+    process::{Signal, set_parent_process_death_signal},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{freeze, grow, mount};
+use super::{
+    freeze, grow, mount,
+    stock::{self, Started, Stock},
+};
 use crate::policy::{FilesystemType, MountOptions, TargetPath};
 
 /// Programs that helpers execute come from here, whatever the environment says.
 const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The verb of a helper that is told in its first line what to do.
+const WAIT: &str = "wait";
 
 /// Something that is kept until a helper process is really gone, such as the exclusive use of a volume.
 pub(crate) type Hold = Arc<dyn Send + Sync>;
@@ -46,6 +52,7 @@ pub struct Helper {
     program: PathBuf,
     arguments: Vec<OsString>,
     deadline: Duration,
+    stock: Option<Arc<Stock>>,
 }
 
 /// What a helper is asked to do; every one can be repeated.
@@ -116,7 +123,7 @@ impl Helper {
     /// This very executable, also after an upgrade replaced its file, with the argument `storage-helper`.
     #[must_use]
     pub fn own_executable() -> Self {
-        Self::new("/proc/self/exe", ["storage-helper"])
+        Self::new("/proc/self/exe", ["storage-helper"]).with_stock()
     }
 
     /// `program arguments... VERB` must call [`helper_main`] with what follows `arguments`.
@@ -126,7 +133,14 @@ impl Helper {
             program: program.into(),
             arguments: arguments.into_iter().map(Into::into).collect(),
             deadline: Duration::from_secs(60),
+            stock: None,
         }
+    }
+
+    /// The same with processes that are started before they are needed.
+    #[must_use]
+    pub fn with_stock(self) -> Self {
+        Self { stock: Some(Arc::default()), ..self }
     }
 
     /// The same with another deadline for each operation.
@@ -166,11 +180,24 @@ impl Helper {
 
     fn output_of(&self, request: &Request, hold: Hold) -> Result<Output, HelperError> {
         let (verb, arguments) = encode(request).map_err(|source| self.failed_to_run(source))?;
-        let what = match request {
-            Request::Become { program, .. } => program,
-            _ => &verb,
+        if let Request::Become { program, .. } = request {
+            // The kernel is to kill it with the thread that started it, and so with the one that waits for it.
+            let command = self.command_for(&verb);
+            return supervise(move || stock::start(command), arguments, program, self.deadline, hold, || {});
+        }
+        let Some(stock) = self.stock.clone() else {
+            let command = self.command_for(&verb);
+            return supervise(move || stock::start(command), arguments, &verb, self.deadline, hold, || {});
         };
-        supervise(self.command_for(&verb), arguments, what, self.deadline, hold)
+        let (start, input): (Box<dyn FnOnce() -> _ + Send>, _) = match stock.take() {
+            Some(waiting) => (Box::new(|| Ok(waiting)), whole(request).map_err(|source| self.failed_to_run(source))?),
+            None => {
+                let command = self.command_for(&verb);
+                (Box::new(|| stock::start(command)), arguments)
+            }
+        };
+        let another = self.command_for(WAIT);
+        supervise(start, input, &verb, self.deadline, hold, move || stock.refill(another))
     }
 
     /// The helper for `request`, and the line that it is to read first.
@@ -195,6 +222,13 @@ pub(crate) fn program_exists(program: &str) -> bool {
     PATH.split(':').any(|directory| std::path::Path::new(directory).join(program).is_file())
 }
 
+/// A request as one line, verb and all.
+fn whole(request: &Request) -> io::Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(request)?;
+    line.push(b'\n');
+    Ok(line)
+}
+
 /// A request as its verb and its arguments: `{"unmount": {...}}`, the key and the value.
 fn encode(request: &Request) -> io::Result<(String, Vec<u8>)> {
     let mut by_verb: HashMap<String, Value> = serde_json::from_value(serde_json::to_value(request)?)?;
@@ -206,24 +240,24 @@ fn encode(request: &Request) -> io::Result<(String, Vec<u8>)> {
     Ok((verb, line))
 }
 
-/// Runs `command` to its end or to the deadline.
+/// Runs what `start` gives to its end or to the deadline. `after` is what else its thread does then.
 fn supervise(
-    mut command: Command,
+    start: impl FnOnce() -> io::Result<Started> + Send + 'static,
     input: Vec<u8>,
     what: &str,
     deadline: Duration,
     hold: Hold,
+    after: impl FnOnce() + Send + 'static,
 ) -> Result<Output, HelperError> {
     let failed = |source| HelperError::Run { program: what.to_owned(), source };
-    let (started, start) = mpsc::channel();
+    let (started, began) = mpsc::channel();
     let (ended, end) = mpsc::channel();
     // This thread alone waits for the child, for as long as it takes; it reaps it, and frees the volume. It also starts
     // it: what the kernel kills with its parent, it kills with the thread that started it.
     let supervisor = thread::Builder::new().name("storage-helper".to_owned());
     let work = move || {
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let (mut child, handle) = match spawn(command) {
-            Ok(spawned) => spawned,
+        let Started { mut child, handle } = match start() {
+            Ok(started) => started,
             // The receivers are there as long as nothing was received, or the deadline hasn't passed.
             Err(error) => return drop(started.send(Err(error))),
         };
@@ -239,10 +273,11 @@ fn supervise(
             Err(error) if output.status.success() => Err(error),
             _ => Ok(output),
         }));
+        after();
     };
     supervisor.spawn(work).map_err(failed)?;
     let lost = || io::Error::other("the thread that supervises it has ended");
-    let handle = start.recv().map_err(|_| lost()).flatten().map_err(failed)?;
+    let handle = began.recv().map_err(|_| lost()).flatten().map_err(failed)?;
     match end.recv_timeout(deadline) {
         Ok(output) => output.map_err(failed),
         Err(mpsc::RecvTimeoutError::Disconnected) => Err(failed(lost())),
@@ -250,20 +285,6 @@ fn supervise(
             // It may have ended this very moment; the handle can't mean another process.
             let _ = rustix::process::pidfd_send_signal(&handle, Signal::KILL);
             Err(HelperError::Deadline { what: what.to_owned(), deadline })
-        }
-    }
-}
-
-/// Starts a child, and opens a handle that goes on to mean it when it has ended.
-fn spawn(mut command: Command) -> io::Result<(Child, OwnedFd)> {
-    let mut child = command.spawn()?;
-    match rustix::process::pidfd_open(Pid::from_child(&child), PidfdFlags::empty()) {
-        Ok(handle) => Ok((child, handle)),
-        Err(error) => {
-            // It was told nothing yet, so it has done nothing. It can't be gone: nobody has waited for it.
-            let _ = child.kill();
-            let _ = child.wait();
-            Err(error.into())
         }
     }
 }
@@ -281,7 +302,8 @@ fn unexpected_end(what: &str, output: &Output) -> HelperError {
 /// Exit code 0: done. 1: the operation failed, standard output says why. 2: called in another way than by the driver.
 pub fn helper_main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let request = match decode(arguments) {
-        Ok(request) => request,
+        Ok(Some(request)) => request,
+        Ok(None) => return ExitCode::SUCCESS,
         Err(error) => {
             // Its only reader is who called it by hand.
             let _ = writeln!(io::stderr(), "storage-helper is for the storage plugin's own use: {error}");
@@ -356,14 +378,19 @@ fn become_program(program: &str, arguments: &[OsString]) -> mount::StepError {
     mount::io_step("running a program")(command.exec())
 }
 
-fn decode(arguments: impl IntoIterator<Item = OsString>) -> Result<Request, String> {
+/// What is to be done; nothing if the driver ended, or didn't need this helper, before it said so.
+fn decode(arguments: impl IntoIterator<Item = OsString>) -> Result<Option<Request>, String> {
     let mut arguments = arguments.into_iter();
     let (Some(verb), None) = (arguments.next(), arguments.next()) else { return Err("expected one verb".to_owned()) };
     let verb = verb.into_string().map_err(|verb| format!("unknown verb {}", verb.display()))?;
     let mut line = String::new();
     io::stdin().lock().read_line(&mut line).map_err(|error| format!("failed to read standard input: {error}"))?;
+    if verb == WAIT && line.is_empty() {
+        return Ok(None);
+    }
     let body: Value = serde_json::from_str(&line).map_err(|error| format!("expected a line of JSON: {error}"))?;
-    serde_json::from_value(serde_json::json!({ verb: body })).map_err(|error| error.to_string())
+    let request = if verb == WAIT { body } else { serde_json::json!({ verb: body }) };
+    serde_json::from_value(request).map(Some).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]
@@ -389,7 +416,9 @@ mod tests {
     #[test]
     fn a_program_that_fails_is_quoted() {
         let command = command("sh", &["-c", "echo no good >&2; exit 3"]);
-        let output = supervise(command, Vec::new(), "sh", Duration::from_secs(60), Arc::new(())).unwrap();
+        let output =
+            supervise(|| stock::start(command), Vec::new(), "sh", Duration::from_secs(60), Arc::new(()), || {})
+                .unwrap();
         assert_eq!(unexpected_end("sh", &output).to_string(), "sh ended with exit status: 3: no good");
     }
 
@@ -398,7 +427,8 @@ mod tests {
         let hold = Arc::new(());
         let held = Arc::downgrade(&hold);
         let command = command("/nonexistent", &[]);
-        let error = supervise(command, Vec::new(), "it", Duration::from_secs(60), hold).unwrap_err();
+        let error =
+            supervise(|| stock::start(command), Vec::new(), "it", Duration::from_secs(60), hold, || {}).unwrap_err();
         assert!(matches!(error, HelperError::Run { .. }), "{error}");
         keelson_testkit::wait_until("the volume to be free", Duration::from_secs(60), || {
             held.upgrade().is_none().then_some(())
@@ -410,7 +440,8 @@ mod tests {
         let hold = Arc::new(());
         let held = Arc::downgrade(&hold);
         let command = command("sleep", &["600"]);
-        let error = supervise(command, Vec::new(), "sleep", Duration::from_millis(50), hold).unwrap_err();
+        let error = supervise(|| stock::start(command), Vec::new(), "sleep", Duration::from_millis(50), hold, || {})
+            .unwrap_err();
         assert!(matches!(error, HelperError::Deadline { .. }), "{error}");
         keelson_testkit::wait_until("the killed process to be gone", Duration::from_secs(60), || {
             held.upgrade().is_none().then_some(())

@@ -10,6 +10,7 @@ pub(crate) mod format;
 pub(crate) mod freeze;
 mod grow;
 mod helper;
+pub(crate) mod image;
 pub(crate) mod loop_device;
 mod mount;
 pub(crate) mod path;
@@ -18,6 +19,7 @@ mod presence;
 pub(crate) mod quota;
 #[allow(dead_code, reason = "for snapshots and clones, which are being built")]
 pub(crate) mod reflink;
+mod stock;
 #[allow(dead_code, reason = "the pools of subvolumes come next")]
 pub(crate) mod subvolume;
 #[allow(dead_code, reason = "set_ext4_uuid is for volumes made from templates, which are being built")]

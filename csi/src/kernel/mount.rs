@@ -171,7 +171,13 @@ mod tests {
     };
 
     fn mount(filesystem: FilesystemType, image: &Path, target: &Path, options: &[&str]) -> Result<(), HelperError> {
-        let as_is = LoopOptions { read_only: false, direct_io: true, read_ahead_kib: None, discard: Discard::Allowed };
+        let as_is = LoopOptions {
+            read_only: false,
+            direct_io: true,
+            block_bytes: None,
+            read_ahead_kib: None,
+            discard: Discard::Allowed,
+        };
         let device = loop_device::attach(&HostRoot::system(), image, "test", &as_is).unwrap().node;
         let target = TargetPath::try_from(target.to_str().unwrap().to_owned()).unwrap();
         let flags: Vec<String> = options.iter().map(|option| (*option).to_owned()).collect();

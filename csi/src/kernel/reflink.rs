@@ -12,6 +12,8 @@ use rustix::{
     io::Errno,
 };
 
+use super::image;
+
 /// What one call to the kernel copies at most, and so how often progress is told.
 const STEP: u64 = 16 << 20;
 
@@ -35,7 +37,8 @@ pub(crate) fn clone_file(source: &File, target: &Path) -> Result<File, CloneErro
     let fail = |source| CloneError::Failed { target: target.to_owned(), source };
     let mut options = OpenOptions::new();
     let file = options.read(true).write(true).create_new(true).mode(0o600).open(target).map_err(fail)?;
-    let Err(error) = ioctl_ficlone(&file, source) else { return Ok(file) };
+    let cloned = image::prepare_like(&file, source).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO));
+    let Err(error) = cloned.and_then(|()| ioctl_ficlone(&file, source)) else { return Ok(file) };
     drop(file);
     if let Err(error) = std::fs::remove_file(target) {
         tracing::warn!(path = %target.display(), %error, "failed to remove what a failed clone left");

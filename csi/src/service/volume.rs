@@ -247,7 +247,10 @@ impl<'a> Volume<'a> {
             Provisioning::Thick => Discard::Refused,
         };
         let Settings { read_ahead_kib, direct_io, .. } = self.record.settings;
-        LoopOptions { read_only: false, direct_io: direct_io.unwrap_or(true), read_ahead_kib, discard }
+        // xfs aligns direct I/O of a file that shares blocks to its own blocks: the first snapshot must not change what a
+        // raw block volume's sectors are.
+        let block_bytes = self.pool.abilities().shares_blocks.then_some(loop_device::LARGEST_BLOCK);
+        LoopOptions { read_only: false, direct_io: direct_io.unwrap_or(true), block_bytes, read_ahead_kib, discard }
     }
 
     /// Lets go of its loop devices.

@@ -211,7 +211,7 @@ impl Running {
     }
 
     pub(crate) async fn start_with(place: &Place, mut settings: StorageSettings) -> Self {
-        settings.helper = Helper::new(env!("CARGO_BIN_EXE_keelson-csi-alone"), ["storage-helper"]);
+        settings.helper = Helper::new(env!("CARGO_BIN_EXE_keelson-csi-alone"), ["storage-helper"]).with_stock();
         Self::start_as(place, settings).await
     }
 

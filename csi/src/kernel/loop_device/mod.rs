@@ -38,7 +38,7 @@ const INTERVAL: Duration = Duration::from_millis(10);
 const ATTEMPTS: u32 = 64;
 
 /// The largest logical block that every kernel with LOOP_CONFIGURE takes: a page.
-const LARGEST_BLOCK: u32 = 4096;
+pub(crate) const LARGEST_BLOCK: u32 = 4096;
 
 /// A loop device that is bound to a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +62,8 @@ pub(crate) struct LoopOptions {
     pub(crate) read_only: bool,
     /// Whether it is to reach its file without the page cache in between, if the pool's filesystem can.
     pub(crate) direct_io: bool,
+    /// The size of its logical blocks; none is as small as direct I/O to its file can be.
+    pub(crate) block_bytes: Option<u32>,
     /// How far it reads ahead, in KiB; none is the kernel's own choice.
     pub(crate) read_ahead_kib: Option<u32>,
     pub(crate) discard: Discard,
@@ -205,7 +207,11 @@ fn configure(device: BorrowedFd<'_>, file: &File, label: &str, options: &LoopOpt
     for (target, byte) in info.file_name.iter_mut().take(63).zip(label.bytes()) {
         *target = byte;
     }
-    let block_size = if options.direct_io { direct_io_alignment(file) } else { 0 };
+    let block_size = match options.block_bytes {
+        Some(bytes) => bytes,
+        None if options.direct_io => direct_io_alignment(file),
+        None => 0,
+    };
     sys::loop_configure(device, file.as_fd(), block_size, info)
 }
 

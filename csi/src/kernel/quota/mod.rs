@@ -108,6 +108,17 @@ pub(crate) fn assign(directory: impl AsFd, project: u32) -> Result<(), QuotaErro
     sys::set_attributes(directory, attributes).map_err(failed)
 }
 
+/// Lets xfs copy shared blocks of a file by `bytes` at a time, as soon as one of them is written to (ioctl_xfs_fsgetxattr(2)).
+pub(super) fn copy_by(file: BorrowedFd<'_>, bytes: u32) -> io::Result<()> {
+    let mut attributes = sys::attributes(file)?;
+    if attributes.flags & sys::COPIES_BY != 0 && attributes.cow_extent_size == bytes {
+        return Ok(());
+    }
+    attributes.flags |= sys::COPIES_BY;
+    attributes.cow_extent_size = bytes;
+    sys::set_attributes(file, attributes)
+}
+
 /// The project that a directory hands down to what is made in it; none if it does not.
 pub(crate) fn assigned(directory: impl AsFd) -> io::Result<Option<u32>> {
     let attributes = match sys::attributes(directory.as_fd()) {

@@ -31,6 +31,9 @@ const FSSETXATTR: libc::Ioctl = 0x401C_5820;
 /// `FS_XFLAG_PROJINHERIT`: what is made in the directory gets its project id.
 pub(super) const INHERIT: u32 = 0x200;
 
+/// `FS_XFLAG_COWEXTSIZE`
+pub(super) const COPIES_BY: u32 = 0x1_0000;
+
 /// `struct fsxattr`
 #[repr(C)]
 #[derive(Debug, Default)]
@@ -39,7 +42,8 @@ pub(super) struct Attributes {
     extent_size: u32,
     extents: u32,
     pub(super) project: u32,
-    cow_extent_size: u32,
+    /// In bytes; counts with [`COPIES_BY`].
+    pub(super) cow_extent_size: u32,
     padding: [u8; 8],
 }
 
