@@ -9,6 +9,7 @@ use std::{
     io::{self, Read, Write},
     os::unix::fs::{FileTypeExt, MetadataExt},
     path::Path,
+    process::Command,
     time::Duration,
 };
 
@@ -18,6 +19,7 @@ use keelson_proto::csi::v1::{
     volume_capability::{AccessType, BlockVolume, access_mode::Mode},
     volume_usage::Unit,
 };
+use keelson_testkit::{missing, skip_unless};
 use tonic::Code;
 
 const BYTES: u64 = 67_108_864;
@@ -296,20 +298,42 @@ async fn an_option_that_ext4_does_not_know_is_the_callers_mistake() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_formatted_volume_is_never_formatted_again() {
     needs_a_kernel!();
-    let place = Place::new();
-    let mut driver = Running::start(&place, &place.section("image")).await;
-    let id = driver.create(request("pvc-1", 16 * MIB, mounted())).await.unwrap().volume_id;
-    let image = place.path("pool/volumes").join(&id).join("image");
-    let mut bytes = fs::read(&image).unwrap();
-    bytes[..8192].fill(0);
-    fs::write(&image, &bytes).unwrap();
-    let status = expect_code(driver.stage(&id, &place.text("staging"), mounted()).await, Code::FailedPrecondition);
-    assert!(status.message().contains("shows no filesystem"), "{status}");
-    assert!(fs::read(&image).unwrap() == bytes, "not a byte was changed");
-    assert_eq!((place.mounts(), place.loops()), (vec![], vec![]));
-    driver.delete(&id).await.unwrap();
-    place.expect_clean();
-    driver.stop().await;
+    skip_unless!(missing(&["mkfs.xfs", "mkfs.btrfs", "mkswap"]).is_empty(), "needs the mkfs programs");
+    for (command, shows) in [
+        ("truncate -s 0 $0 && truncate -s 320M $0", "no filesystem"),
+        ("dd if=/dev/zero of=$0 bs=8192 count=1 conv=notrunc status=none", "no filesystem"),
+        ("mkfs.xfs -q -f $0", "xfs"),
+        ("mkfs.btrfs -q -f $0", "btrfs"),
+        // Another ext4: not the one that was made.
+        ("mkfs.ext4 -q -F $0", "ext4"),
+        ("wipefs -qa $0 && mkswap -q $0", "swap"),
+    ] {
+        let place = Place::new();
+        let mut driver = Running::start(&place, &place.section("image")).await;
+        let id = driver.create(request("pvc-1", 320 * MIB, mounted())).await.unwrap().volume_id;
+        let image = place.path("pool/volumes").join(&id).join("image");
+        let status = Command::new("sh").args(["-c", command]).arg(&image).status().unwrap();
+        assert!(status.success(), "{command}");
+        let before = (fs::metadata(&image).unwrap().mtime_nsec(), digest(&image));
+        for _ in 0..2 {
+            let staged = driver.stage(&id, &place.text("staging"), mounted()).await;
+            let status = expect_code(staged, Code::FailedPrecondition);
+            assert!(status.message().contains(&format!("shows {shows}")), "{command}: {status}");
+            let target = publication(&id, &place.text("staging"), &place.text("pods/mount"), mounted());
+            expect_code(driver.publish(target).await, Code::FailedPrecondition);
+        }
+        let after = (fs::metadata(&image).unwrap().mtime_nsec(), digest(&image));
+        assert_eq!(after, before, "{command}: not a byte was written");
+        assert_eq!((place.mounts(), place.loops()), (vec![], vec![]));
+        driver.delete(&id).await.unwrap();
+        place.expect_clean();
+        driver.stop().await;
+    }
+}
+
+/// What cksum(1) makes of a file.
+fn digest(path: &Path) -> Vec<u8> {
+    Command::new("cksum").arg(path).output().unwrap().stdout
 }
 
 #[tokio::test(flavor = "multi_thread")]

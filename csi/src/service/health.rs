@@ -32,6 +32,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// A fault, and what people are told about it.
 type Found<T> = (T, String);
 
+/// What is wrong with which volume.
+type Abnormal = (VolumeId, Vec<Found<VolumeFault>>);
+
 impl Service {
     /// What is wrong with one volume, also one that could not be staged.
     pub(super) async fn volume_health(&self, id: &str) -> Result<VolumeHealth, QueryError> {
@@ -64,7 +67,7 @@ impl Service {
         }
         all.sort_by(|(one, _), (other, _)| one.cmp(other));
         let after = |start: Option<&VolumeId>, count: usize| {
-            let comes_after = |(id, _): &(VolumeId, _)| start.is_none_or(|start| id > start);
+            let comes_after = |(id, _): &Abnormal| start.is_none_or(|start| id > start);
             Ok::<_, QueryError>(all.into_iter().filter(comes_after).take(count).collect::<Vec<_>>())
         };
         let Page { entries, next_token } = page(&request.starting_token, max_entries, after, |(id, _)| id.to_string())?;
@@ -154,7 +157,7 @@ fn unavailable(error: &Unavailable) -> Found<VolumeFault> {
 /// # Errors
 ///
 /// When the pool is unavailable: a list without its volumes would read as if they were well.
-fn abnormal(state: &State, pool: &Pool) -> Result<Vec<(VolumeId, Vec<Found<VolumeFault>>)>, Unavailable> {
+fn abnormal(state: &State, pool: &Pool) -> Result<Vec<Abnormal>, Unavailable> {
     let _turn = pool.enter()?;
     pool.check()?;
     let mut abnormal = Vec::new();
