@@ -116,8 +116,9 @@ async fn d7_expansion_is_real_and_the_sizes_told_are_too() {
         assert_eq!(expand(&mut driver, &id, &target, None).await.unwrap(), LARGE);
         // More than there was room for.
         let big = File::create_new(place.path("pods/mount/big")).unwrap();
+        let block = vec![7; 1 << 20];
         for at in 0..330 {
-            big.write_all_at(&[at as u8; MIB as usize], at * MIB as u64).unwrap();
+            big.write_all_at(&block, at << 20).unwrap();
         }
         big.sync_all().unwrap();
         drop((big, open));

@@ -72,7 +72,7 @@ async fn storage(driver: &mut Running) -> Vec<(String, StorageHealthErrorType)> 
 }
 
 #[track_caller]
-fn expect<T: PartialEq + std::fmt::Debug>(found: Vec<(String, T)>, reason: &str, status: T) {
+fn expect<T: PartialEq + std::fmt::Debug>(found: &[(String, T)], reason: &str, status: T) {
     assert_eq!(found, [(reason.to_owned(), status)]);
 }
 
@@ -100,9 +100,9 @@ async fn what_becomes_of_an_image_is_told_and_only_as_long_as_it_is_so() {
     raw.read_exact_at(&mut superblock, 0).unwrap();
     raw.write_all_at(&[0; 4096], 0).unwrap();
 
-    expect(of(&mut driver, gone).await, "ImageMissing", VolumeHealthErrorType::DataLoss);
-    expect(of(&mut driver, short).await, "ImageTruncated", VolumeHealthErrorType::DataLoss);
-    expect(of(&mut driver, lost).await, "FilesystemLost", VolumeHealthErrorType::DataLoss);
+    expect(&of(&mut driver, gone).await, "ImageMissing", VolumeHealthErrorType::DataLoss);
+    expect(&of(&mut driver, short).await, "ImageTruncated", VolumeHealthErrorType::DataLoss);
+    expect(&of(&mut driver, lost).await, "FilesystemLost", VolumeHealthErrorType::DataLoss);
     assert_eq!(of(&mut driver, &ids[3]).await, []);
     // Also once its stage has failed.
     for id in &ids[..3] {
@@ -153,9 +153,9 @@ async fn a_damaged_record_is_told() {
     let whole = fs::read(&record).unwrap();
     fs::write(&record, "{").unwrap();
     let mut driver = Running::start(&place, &place.section("directory")).await;
-    expect(of(&mut driver, &id).await, "RecordDamaged", VolumeHealthErrorType::Inaccessible);
+    expect(&of(&mut driver, &id).await, "RecordDamaged", VolumeHealthErrorType::Inaccessible);
     let (entries, _) = list(&mut driver, "", 0).await.unwrap();
-    assert_eq!(entries.into_iter().map(|entry| entry.volume_id).collect::<Vec<_>>(), [id.clone()]);
+    assert_eq!(entries.into_iter().map(|entry| entry.volume_id).collect::<Vec<_>>(), std::slice::from_ref(&id));
     driver.stop().await;
     fs::write(&record, whole).unwrap();
     let mut driver = Running::start(&place, &place.section("directory")).await;
@@ -185,7 +185,7 @@ async fn a_mount_that_ceased_to_work_is_told() {
     driver.stage(&id, &staging, mounted()).await.unwrap();
     assert_eq!(of(&mut driver, &id).await, []);
     run(Command::new("mount").args(["-o", "remount,ro", &staging]));
-    expect(of(&mut driver, &id).await, "FilesystemReadOnly", VolumeHealthErrorType::Degraded);
+    expect(&of(&mut driver, &id).await, "FilesystemReadOnly", VolumeHealthErrorType::Degraded);
     run(Command::new("mount").args(["-o", "remount,rw", &staging]));
     assert_eq!(of(&mut driver, &id).await, []);
 
@@ -197,11 +197,11 @@ async fn a_mount_that_ceased_to_work_is_told() {
         (!of(&mut driver, &id).await.is_empty()).then_some(())
     })
     .await;
-    expect(of(&mut driver, &id).await, "FilesystemErrors", VolumeHealthErrorType::Degraded);
+    expect(&of(&mut driver, &id).await, "FilesystemErrors", VolumeHealthErrorType::Degraded);
     driver.unstage(&id, &staging).await.unwrap();
     // Not mounted it is not seen; staged again it is there.
     driver.stage(&id, &staging, mounted()).await.unwrap();
-    expect(of(&mut driver, &id).await, "FilesystemErrors", VolumeHealthErrorType::Degraded);
+    expect(&of(&mut driver, &id).await, "FilesystemErrors", VolumeHealthErrorType::Degraded);
     driver.unstage(&id, &staging).await.unwrap();
     let image = place.path("pool/volumes").join(&id).join("image");
     // 1: errors corrected.
@@ -214,7 +214,7 @@ async fn a_mount_that_ceased_to_work_is_told() {
     let id = driver.create(request("b", 320 * MIB, mounted_as("xfs"))).await.unwrap().volume_id;
     driver.stage(&id, &staging, mounted_as("xfs")).await.unwrap();
     run(Command::new("xfs_io").args(["-x", "-c", "shutdown", &staging]));
-    expect(of(&mut driver, &id).await, "FilesystemShutDown", VolumeHealthErrorType::Inaccessible);
+    expect(&of(&mut driver, &id).await, "FilesystemShutDown", VolumeHealthErrorType::Inaccessible);
     driver.unstage(&id, &staging).await.unwrap();
     driver.stage(&id, &staging, mounted_as("xfs")).await.unwrap();
     assert_eq!(of(&mut driver, &id).await, []);
@@ -236,7 +236,7 @@ async fn a_device_that_lost_its_image_is_told() {
     assert_eq!(of(&mut driver, &id).await, []);
     let [number] = place.loops()[..] else { panic!("not one loop device") };
     run(Command::new("losetup").arg("-d").arg(format!("/dev/loop{number}")));
-    expect(of(&mut driver, &id).await, "LoopDeviceLost", VolumeHealthErrorType::Inaccessible);
+    expect(&of(&mut driver, &id).await, "LoopDeviceLost", VolumeHealthErrorType::Inaccessible);
     place.unmount("pods/device");
     assert_eq!(of(&mut driver, &id).await, []);
     driver.unpublish(&id, &target).await.unwrap();
@@ -263,7 +263,7 @@ async fn what_is_wrong_with_a_pool_is_told_as_long_as_it_is_so() {
 
     let hog = place.path("pool/hog");
     run(Command::new("fallocate").args(["-l", "210M"]).arg(&hog));
-    expect(storage(&mut driver).await, "PoolFull", StorageHealthErrorType::StorageDegraded);
+    expect(&storage(&mut driver).await, "PoolFull", StorageHealthErrorType::StorageDegraded);
     fs::remove_file(&hog).unwrap();
     // Filesystems give space back in the background.
     wait_until_async("the space to come back", Duration::from_secs(30), async || {
@@ -272,20 +272,20 @@ async fn what_is_wrong_with_a_pool_is_told_as_long_as_it_is_so() {
     .await;
 
     run(Command::new("mount").args(["-o", "remount,ro"]).arg(place.path("pool")));
-    expect(storage(&mut driver).await, "PoolReadOnly", StorageHealthErrorType::StorageDegraded);
+    expect(&storage(&mut driver).await, "PoolReadOnly", StorageHealthErrorType::StorageDegraded);
     assert_eq!(of(&mut driver, &id).await, [], "it can be read");
     run(Command::new("mount").args(["-o", "remount,rw"]).arg(place.path("pool")));
     assert_eq!(storage(&mut driver).await, []);
 
     drop(disk);
-    expect(storage(&mut driver).await, "PoolMissing", StorageHealthErrorType::StorageUnreachable);
-    expect(of(&mut driver, &id).await, "PoolMissing", VolumeHealthErrorType::Inaccessible);
+    expect(&storage(&mut driver).await, "PoolMissing", StorageHealthErrorType::StorageUnreachable);
+    expect(&of(&mut driver, &id).await, "PoolMissing", VolumeHealthErrorType::Inaccessible);
     expect_code(list(&mut driver, "", 0).await, Code::Unavailable);
     let other = Disk::make(&directory.path().join("other"), "ext4", 64 << 20, &place.path("pool"));
     let marker = r#"{"version": 1, "uuid": "6f0c2f9e-5a57-4c0f-9a77-0d7c9d3f1a11", "kind": "image"}"#;
     fs::write(place.path("pool/keelson-pool.json"), marker).unwrap();
-    expect(storage(&mut driver).await, "WrongDisk", StorageHealthErrorType::StorageUnreachable);
-    expect(of(&mut driver, &id).await, "WrongDisk", VolumeHealthErrorType::Inaccessible);
+    expect(&storage(&mut driver).await, "WrongDisk", StorageHealthErrorType::StorageUnreachable);
+    expect(&of(&mut driver, &id).await, "WrongDisk", VolumeHealthErrorType::Inaccessible);
     drop(other);
     let _disk = Disk::mount(&image, &place.path("pool"));
     assert_eq!(storage(&mut driver).await, []);
@@ -319,7 +319,7 @@ async fn a_pool_that_does_not_answer_is_told_in_time_and_holds_up_no_other() {
     run(Command::new("fsfreeze").arg("--freeze").arg(&pool));
     let frozen = Frozen(&pool);
     for _ in 0..2 {
-        expect(storage(&mut driver).await, "PoolNotResponding", StorageHealthErrorType::StorageUnreachable);
+        expect(&storage(&mut driver).await, "PoolNotResponding", StorageHealthErrorType::StorageUnreachable);
     }
     drop(frozen);
     wait_until_async("the pool to answer", Duration::from_secs(30), async || {
