@@ -10,6 +10,7 @@ mod config;
 mod driver;
 mod error;
 mod kernel;
+pub mod operator;
 mod policy;
 mod registration;
 mod service;

@@ -41,6 +41,19 @@ pub(crate) fn usage(file: &File) -> io::Result<FileUsage> {
     Ok(FileUsage { allocated_bytes, exclusive_bytes: allocated_bytes - shared_bytes, shared_bytes })
 }
 
+/// How many extents `file` has, without writing it out; none where the filesystem tells no extents.
+pub(crate) fn count(file: &File) -> io::Result<Option<u64>> {
+    let mut found = 0;
+    for extent in Extents::new(file, 0..u64::MAX, 0) {
+        match extent {
+            Ok(_) => found += 1,
+            Err(error) if is_unsupported(&error) => return Ok(None),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Some(found))
+}
+
 /// Whether the filesystem has no FIEMAP.
 pub(crate) fn is_unsupported(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOTTY))

@@ -178,6 +178,28 @@ impl Helper {
         }
     }
 
+    /// Runs a program that judges something: nothing if it found it good, else what it wrote.
+    pub(crate) fn judge(
+        &self,
+        program: &str,
+        arguments: impl IntoIterator<Item = impl Into<OsString>>,
+    ) -> Result<Option<String>, HelperError> {
+        let arguments = arguments.into_iter().map(Into::into).collect();
+        let request = Request::Become { program: program.to_owned(), arguments };
+        let output = self.output_of(&request, Arc::new(()))?;
+        if output.status.success() {
+            return Ok(None);
+        }
+        if let Ok(Answer::Failed { step, errno, detail }) = serde_json::from_slice(&output.stdout) {
+            return Err(HelperError::Step { step, errno, detail });
+        }
+        if output.status.code().is_none() {
+            return Err(unexpected_end(program, &output));
+        }
+        let text = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).trim().to_owned());
+        Ok(Some(text.join("\n")))
+    }
+
     fn output_of(&self, request: &Request, hold: Hold) -> Result<Output, HelperError> {
         let (verb, arguments) = encode(request).map_err(|source| self.failed_to_run(source))?;
         if let Request::Become { program, .. } = request {

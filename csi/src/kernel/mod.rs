@@ -39,6 +39,7 @@ use keelson_host::InspectError;
 pub(crate) use helper::{BindSource, HelperError, Hold, Request, program_exists};
 pub use helper::{Helper, helper_main};
 pub(crate) use loop_device::{Discard, LoopError, LoopOptions};
+pub(crate) use mount::shows;
 pub(crate) use mount::{MOUNT_WITH_OPTIONS, SET_OPTION};
 pub(crate) use presence::Presence;
 

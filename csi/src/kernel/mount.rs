@@ -43,7 +43,7 @@ impl MountTable {
 
 /// Whether a filesystem of the block device is what `mount` shows. One of btrfs has a number of its own there instead
 /// of the device's; but its source is the device's node, in the kernel's own words.
-pub(super) fn shows(mount: &Mount, device: (u32, u32)) -> bool {
+pub(crate) fn shows(mount: &Mount, device: (u32, u32)) -> bool {
     let is_node = |source: &Path| {
         rustix::fs::stat(source).is_ok_and(|found| {
             FileType::from_raw_mode(found.st_mode) == FileType::BlockDevice

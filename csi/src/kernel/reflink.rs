@@ -3,7 +3,10 @@
 use std::{
     fs::{File, OpenOptions},
     io,
-    os::unix::fs::{FileExt, OpenOptionsExt},
+    os::{
+        fd::AsFd,
+        unix::fs::{FileExt, OpenOptionsExt},
+    },
     path::{Path, PathBuf},
 };
 
@@ -12,7 +15,11 @@ use rustix::{
     io::Errno,
 };
 
-use super::image;
+use super::{image, sys};
+
+/// include/uapi/linux/magic.h: `BTRFS_SUPER_MAGIC`, `XFS_SUPER_MAGIC`
+const BTRFS: u64 = 0x9123_683e;
+const XFS: u64 = 0x5846_5342;
 
 /// What one call to the kernel copies at most, and so how often progress is told.
 const STEP: u64 = 16 << 20;
@@ -75,6 +82,16 @@ pub(crate) fn can_clone(directory: &Path) -> io::Result<bool> {
         Err(error) if is_unsupported(error) => Ok(false),
         Err(error) => Err(error.into()),
     }
+}
+
+/// What [`can_clone`] would find, told by the kind of the filesystem: nothing is tried, and so nothing written.
+pub(crate) fn shares_blocks(directory: &Path) -> io::Result<bool> {
+    let directory = File::open(directory)?;
+    Ok(match u64::try_from(rustix::fs::fstatfs(&directory)?.f_type) {
+        Ok(BTRFS) => true,
+        Ok(XFS) => sys::xfs_geometry(directory.as_fd())?.flags & sys::XFS_REFLINK != 0,
+        _ => false,
+    })
 }
 
 /// Copies `source`, which nobody may write to meanwhile, into the empty file `target`; holes stay holes. Gives how

@@ -230,8 +230,14 @@ pub(crate) struct XfsGeometry {
     unused: [u32; 6],
     pub(crate) inode_percent: u32,
     pub(crate) data_blocks: u64,
-    rest: [u64; 9],
+    unused_as_well: [u64; 6],
+    version: i32,
+    pub(crate) flags: u32,
+    rest: [u64; 2],
 }
+
+/// `XFS_FSOP_GEOM_FLAGS_REFLINK`
+pub(crate) const XFS_REFLINK: u32 = 1 << 20;
 
 /// The geometry of a mounted xfs.
 pub(crate) fn xfs_geometry(root: BorrowedFd<'_>) -> io::Result<XfsGeometry> {

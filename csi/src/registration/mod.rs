@@ -21,5 +21,5 @@ mod socket;
 mod watch;
 
 pub(crate) use metrics::Metrics;
-pub(crate) use socket::longest_path;
+pub(crate) use socket::{dead_sockets, longest_path};
 pub(crate) use watch::{Registrant, keep_registered};

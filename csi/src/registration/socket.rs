@@ -149,6 +149,23 @@ pub(crate) fn longest_path(directory: &Path, name: &str) -> usize {
     hidden(directory, name).as_os_str().len()
 }
 
+/// Sockets that a driver of ours made and that nobody serves any more, also those of earlier names.
+pub(crate) fn dead_sockets(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let listed = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        listed => listed?,
+    };
+    let mut found = Vec::new();
+    for entry in listed {
+        let entry = entry?;
+        let ours = entry.file_name().to_string_lossy().ends_with(SUFFIX);
+        if ours && entry.file_type()?.is_socket() && keelson_host::is_dead_socket(&entry.path())? {
+            found.push(entry.path());
+        }
+    }
+    Ok(found)
+}
+
 /// Removes sockets of other drivers of ours that nobody serves any more: one that was killed, and whose name was then
 /// changed in the config, would be dialled for ever.
 pub(super) fn sweep(directory: &Path, name: &str) -> io::Result<()> {

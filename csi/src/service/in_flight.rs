@@ -15,7 +15,7 @@ use prometheus_client::{
     encoding::{DescriptorEncoder, EncodeMetric},
     metrics::gauge::ConstGauge,
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::call::{Call, Caller};
 
@@ -48,7 +48,7 @@ struct Running {
 pub struct Operations(InFlight);
 
 /// One operation that has not ended.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Operation {
     /// What it has for itself: a volume's id, its name in quotes, a path, or what is asked about.

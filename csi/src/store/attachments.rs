@@ -55,6 +55,16 @@ impl Attachments {
         Ok(Self { directory })
     }
 
+    /// The records below the state directory as they are, for who only looks; there may be none.
+    pub(crate) fn existing(state_dir: &Path) -> Self {
+        Self { directory: state_dir.join("storage/attachments") }
+    }
+
+    /// As [`Attachments::read`], but half a record is an error.
+    pub(crate) fn read_whole(&self, id: &VolumeId) -> Result<Option<Attachment>, RecordError> {
+        read_record(&self.path_of(id))
+    }
+
     /// What is recorded of a volume; nothing if it never was staged, or if a power cut left half a record: whatever it
     /// told of is no longer mounted.
     pub(crate) fn read(&self, id: &VolumeId) -> Result<Attachment, RecordError> {
@@ -83,14 +93,18 @@ impl Attachments {
     pub(crate) fn ids(&self) -> Result<Vec<VolumeId>, RecordError> {
         let failed = RecordError::io("list", &self.directory);
         let mut ids = Vec::new();
-        for entry in fs::read_dir(&self.directory).map_err(&failed)? {
+        let listed = match fs::read_dir(&self.directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(ids),
+            listed => listed.map_err(&failed)?,
+        };
+        for entry in listed {
             let name = entry.map_err(&failed)?.file_name();
             ids.extend(name.to_str().and_then(|name| name.strip_suffix(".json")?.parse().ok()));
         }
         Ok(ids)
     }
 
-    fn path_of(&self, id: &VolumeId) -> PathBuf {
+    pub(crate) fn path_of(&self, id: &VolumeId) -> PathBuf {
         self.directory.join(format!("{id}.json"))
     }
 }

@@ -40,7 +40,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Pool {
     pub(crate) settings: PoolSettings,
-    state_dir: PathBuf,
+    pub(super) state_dir: PathBuf,
     /// The volumes, once the pool was recognised; none again when it is lost. Never held while the disk is asked:
     /// a disk that doesn't answer must not hold up who only looks whether a volume is here.
     pub(super) index: Mutex<Option<Index>>,
@@ -52,13 +52,13 @@ pub(crate) struct Pool {
     /// What this process is at work on in `building`, by folder name. No scan sweeps that.
     pub(super) sites: Mutex<HashSet<String>>,
     /// What its filesystem can do; told by the last scan.
-    abilities: Mutex<Option<Abilities>>,
+    pub(super) abilities: Mutex<Option<Abilities>>,
     /// The volumes that a Pod, or somebody else, may be writing to.
     pub(super) attached: Mutex<HashSet<VolumeId>>,
     /// Held while a template is made.
     pub(super) making_template: Mutex<()>,
     /// Whether its filesystem was read-only when it was last used: so a failing disk ends up.
-    read_only: AtomicBool,
+    pub(super) read_only: AtomicBool,
     /// The marker, locked: no other process uses the pool while this one does, and sweeps what it is building.
     claim: Mutex<Option<File>>,
 }
@@ -214,7 +214,7 @@ impl Pool {
         if self.read_only.load(Ordering::Relaxed) { Err(self.unavailable(IdentityError::ReadOnly)) } else { Ok(()) }
     }
 
-    fn unavailable(&self, source: IdentityError) -> Unavailable {
+    pub(super) fn unavailable(&self, source: IdentityError) -> Unavailable {
         Unavailable { pool: self.settings.name.clone(), path: self.settings.path.clone(), source }
     }
 
@@ -277,7 +277,18 @@ impl Pool {
             Remembered::new(&marker, filesystem_uuid, path).write(&self.state_dir, name)?;
             return Ok(());
         };
-        let memory = || Remembered::path_of(&self.state_dir, name);
+        self.compare(&marker, filesystem_uuid, remembered)?;
+        self.claim()
+    }
+
+    /// Whether what was found is what is remembered.
+    pub(super) fn compare(
+        &self,
+        marker: &Marker,
+        filesystem_uuid: Option<uuid::Uuid>,
+        remembered: Remembered,
+    ) -> Result<(), IdentityError> {
+        let memory = || Remembered::path_of(&self.state_dir, &self.settings.name);
         if marker.uuid != remembered.uuid {
             let (found, remembered) = (marker.uuid, remembered.uuid);
             return Err(IdentityError::OtherPool { found, remembered, memory: memory() });
@@ -286,13 +297,13 @@ impl Pool {
             (Some(found), Some(remembered)) if found != remembered => {
                 Err(IdentityError::OtherFilesystem { found, remembered, memory: memory() })
             }
-            _ => self.claim(),
+            _ => Ok(()),
         }
     }
 
     /// Makes sure that no other process uses the pool: neither one with the same config, nor a predecessor that is
     /// stuck in the kernel and may still write.
-    fn claim(&self) -> Result<(), IdentityError> {
+    pub(super) fn claim(&self) -> Result<(), IdentityError> {
         let path = self.settings.path.join(MARKER);
         let failed = RecordError::io("lock", &path);
         let identity = |found: fs::Metadata| (found.dev(), found.ino());

@@ -1,7 +1,7 @@
 //! Reading a pool: what is there, and sweeping what is only half there.
 
 use std::{
-    fs,
+    fs, io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
@@ -27,6 +27,23 @@ impl Pool {
             sync(directory).map_err(RecordError::io("sync", directory))?;
         }
         self.sweep()?;
+        let index = self.read()?;
+        let abilities = self.abilities();
+        tracing::info!(
+            pool = self.settings.name,
+            path = %self.settings.path.display(),
+            kind = self.settings.kind.as_str(),
+            volumes = index.volumes.len(),
+            snapshots = index.snapshots.len(),
+            shares_blocks = abilities.shares_blocks,
+            enforces_sizes = abilities.enforces_sizes,
+            "pool is available"
+        );
+        Ok(index)
+    }
+
+    /// Reads what is whole, and changes nothing. What comes or goes meanwhile may be in it or not.
+    pub(super) fn read(&self) -> Result<Index, RecordError> {
         let path = &self.settings.path;
         let device = fs::metadata(path).map_err(RecordError::io("look at", path))?.dev();
         let mut index = Index { device, ..Index::default() };
@@ -38,17 +55,6 @@ impl Pool {
             self.read_all::<SnapshotRecord>(&group, &mut index)?;
         }
         space::enter_all(self, &mut index)?;
-        let abilities = self.abilities();
-        tracing::info!(
-            pool = self.settings.name,
-            path = %path.display(),
-            kind = self.settings.kind.as_str(),
-            volumes = index.volumes.len(),
-            snapshots = index.snapshots.len(),
-            shares_blocks = abilities.shares_blocks,
-            enforces_sizes = abilities.enforces_sizes,
-            "pool is available"
-        );
         Ok(index)
     }
 
@@ -85,6 +91,10 @@ impl Pool {
                 Ok(None) => "its record is missing".to_owned(),
                 Err(error) => error.to_string(),
             };
+            // Deleted since it was listed.
+            if !folder.exists() {
+                continue;
+            }
             tracing::error!(pool = self.settings.name, id = %id, reason, "the {} can't be read", T::WHAT);
             index.damaged.insert(id.to_string(), reason);
         }
@@ -92,8 +102,12 @@ impl Pool {
     }
 }
 
-fn entries(path: &Path) -> Result<Vec<PathBuf>, RecordError> {
+/// What lies in a directory; nothing if it isn't there.
+pub(super) fn entries(path: &Path) -> Result<Vec<PathBuf>, RecordError> {
     let failed = RecordError::io("list", path);
-    let listed = fs::read_dir(path).map_err(&failed)?;
-    listed.map(|entry| entry.map(|entry| entry.path()).map_err(&failed)).collect()
+    match fs::read_dir(path) {
+        Ok(listed) => listed.map(|entry| entry.map(|entry| entry.path()).map_err(&failed)).collect(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(failed(error)),
+    }
 }

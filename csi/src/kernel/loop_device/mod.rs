@@ -3,6 +3,7 @@
 //! A loop device is ours if the file behind it *is* an image of a pool: the same device and inode number. Devices whose
 //! backing file isn't even named like one are never opened.
 
+mod bound;
 mod known;
 mod queue;
 
@@ -21,6 +22,7 @@ use std::{
 use keelson_host::HostRoot;
 use rustix::fs::{AtFlags, FileType, Mode, StatxFlags};
 
+pub(crate) use bound::{BoundLoop, bound_to, let_go};
 pub(crate) use known::{find, find_anew};
 
 use super::sys;

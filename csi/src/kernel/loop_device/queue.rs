@@ -45,6 +45,11 @@ pub(super) fn refuses_discards(root: &HostRoot, number: u32) -> Result<bool, Loo
     Ok(limit("discard_max_bytes")? == 0 && limit("discard_max_hw_bytes")? > 0)
 }
 
+/// How far the device reads ahead, in KiB.
+pub(super) fn read_ahead(root: &HostRoot, number: u32) -> Result<u64, LoopError> {
+    read(&attribute(root, number, "read_ahead_kb"))
+}
+
 /// Sets how far the device reads ahead, in KiB.
 pub(super) fn set_read_ahead(root: &HostRoot, number: u32, kib: u32) -> Result<(), LoopError> {
     let path = attribute(root, number, "read_ahead_kb");

@@ -1,0 +1,130 @@
+//! What the kernel and the state directory have of volumes that the pools don't.
+
+use keelson_host::Mount;
+
+use super::super::{
+    Finding, OperatorError,
+    picture::{Picture, id_named, id_of_image, is_of_loop},
+    survey::Survey,
+};
+use crate::{
+    StorageSettings,
+    kernel::{KernelError, loop_device::BoundLoop},
+    policy::VolumeId,
+    registration,
+    store::{Attachment, Attachments, Lookup, VolumeRecord},
+};
+
+pub(super) fn examine(
+    settings: &StorageSettings,
+    survey: &Survey,
+    picture: &Picture,
+) -> Result<Vec<Finding>, OperatorError> {
+    let mut findings = Vec::new();
+    let records = Attachments::existing(&settings.state_dir);
+    for (id, attachment) in &picture.attachments {
+        let of = (format!("volume {id}"), records.path_of(id).display().to_string());
+        match attachment {
+            Err(problem) => {
+                let remedy =
+                    "nothing: mounts are recognised by what they show, and the next stage or publish writes it anew";
+                findings.push(Finding::warning("attachment-unreadable", &of, problem, remedy));
+            }
+            Ok(attachment) if is_nobodys(survey, picture, id, attachment) => {
+                let problem = "is recorded as attached, but there is no such volume, and nothing of it is mounted";
+                findings.push(Finding::warning("attachment-stale", &of, problem, "run `keelson storage gc`"));
+            }
+            Ok(_) => {}
+        }
+    }
+    for one in deleted_loops(survey, picture) {
+        let of = (one.device.node.display().to_string(), one.file.display().to_string());
+        let mounts: Vec<String> = mounts_of(picture, one).map(|mount| mount.point.display().to_string()).collect();
+        findings.push(if mounts.is_empty() {
+            let problem = "this loop device keeps an image that was deleted, and its space";
+            Finding::warning("loop-deleted-image", &of, problem, "run `keelson storage gc`")
+        } else {
+            let problem = format!(
+                "its image was deleted, but is mounted at {}: what is written there is lost",
+                mounts.join(", ")
+            );
+            let remedy = "copy what is needed from there, stop who uses it, unmount it, and run `keelson storage gc`";
+            Finding::error("mount-deleted-image", &of, problem, remedy)
+        });
+    }
+    for mount in &picture.mounts {
+        findings.extend(directory_of_nobody(survey, mount));
+    }
+    if let Some(directory) = &settings.registration {
+        for socket in registration::dead_sockets(directory).map_err(KernelError::path(directory))? {
+            let of = ("registration socket".to_owned(), socket.display().to_string());
+            let problem = "nobody serves it, and the kubelet dials it again and again";
+            findings.push(Finding::warning(
+                "socket-dead",
+                &of,
+                problem,
+                "start the driver, or run `keelson storage gc`",
+            ));
+        }
+    }
+    Ok(findings)
+}
+
+/// Whether what is recorded as attached is nobody's: no pool could hold the volume, and nothing is mounted.
+pub(in crate::operator) fn is_nobodys(
+    survey: &Survey,
+    picture: &Picture,
+    id: &VolumeId,
+    attachment: &Attachment,
+) -> bool {
+    let is_known = |pool| !matches!(crate::store::Pool::find::<VolumeRecord>(pool, id), Lookup::Absent);
+    if !survey.unread().is_empty() || survey.read().any(is_known) {
+        return false;
+    }
+    let is_mounted = |path: &std::path::Path| picture.mounts.iter().any(|mount| mount.point == path);
+    let paths = attachment.published.iter().map(|publication| &publication.target);
+    let mut paths = paths.chain(attachment.staged.iter().map(|staged| &staged.path));
+    let bound = picture.loops.iter().any(|one| id_of_image(&one.file) == Some(id.as_str()));
+    !bound && !paths.any(|path| is_mounted(path.as_path()))
+}
+
+/// Loop devices whose image lay in a pool and is deleted. A pool on the same filesystem must have been read: else nobody
+/// knows whose it was.
+pub(in crate::operator) fn deleted_loops<'a>(
+    survey: &'a Survey,
+    picture: &'a Picture,
+) -> impl Iterator<Item = &'a BoundLoop> {
+    let devices: Vec<u64> = survey.read().filter_map(crate::store::Pool::device).collect();
+    picture.loops.iter().filter(move |one| one.deleted && devices.contains(&one.identity.0))
+}
+
+/// Where what is behind a loop device is mounted.
+pub(in crate::operator) fn mounts_of<'a>(picture: &'a Picture, one: &'a BoundLoop) -> impl Iterator<Item = &'a Mount> {
+    picture.mounts.iter().filter(move |mount| is_of_loop(mount, one))
+}
+
+/// What the kernel appends to the root of a mount whose directory was removed.
+const DELETED: &str = "//deleted";
+
+/// A mount of a volume's directory, of a pool that was read, that has no record any more.
+fn directory_of_nobody(survey: &Survey, mount: &Mount) -> Option<Finding> {
+    let root = mount.root.to_str()?;
+    let root = std::path::Path::new(root.strip_suffix(DELETED).unwrap_or(root));
+    let folder = root.parent().filter(|_| root.file_name().is_some_and(|name| name == "data"))?;
+    let id = id_named(folder)?.parse::<VolumeId>().ok()?;
+    if !survey.unread().is_empty() {
+        return None;
+    }
+    // Another filesystem may hold a pool of another node config.
+    let same = |pool: &&crate::store::Pool| {
+        pool.device().is_some_and(|device| (rustix::fs::major(device), rustix::fs::minor(device)) == mount.device)
+    };
+    let is_absent = |pool: &crate::store::Pool| matches!(pool.find::<VolumeRecord>(&id), Lookup::Absent);
+    if survey.read().find(same).is_none() || !survey.read().all(is_absent) {
+        return None;
+    }
+    let of = (format!("volume {id}"), mount.point.display().to_string());
+    let problem = "it is mounted here, but no pool has it: what is written here is lost";
+    let remedy = "copy what is needed from there, stop who uses it, and unmount it with `umount`";
+    Some(Finding::error("mount-deleted-directory", &of, problem, remedy))
+}
