@@ -17,6 +17,9 @@ use crate::{config::ConfigError, observability::ObservabilityError, plugins::Plu
 /// The supervisor doesn't restart a plugin process that ended with it: starting it again would say the same.
 pub const EXIT_CONFIG: u8 = 78;
 
+/// Exit code of a check that could not look at everything.
+pub const EXIT_UNSEEN: u8 = 2;
+
 /// What ends a command with a failure.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
@@ -77,6 +80,30 @@ pub enum Failure {
         /// How many.
         failed: usize,
     },
+    /// The node's storage could not be looked at.
+    #[error(transparent)]
+    Storage(#[from] keelson_csi::operator::OperatorError),
+    /// The same for a check, which has a code of its own for that.
+    #[error(transparent)]
+    StorageUnseen(keelson_csi::operator::OperatorError),
+    /// The check of the storage found something, and has told it.
+    #[error("{findings} findings are more than notes")]
+    StorageFindings {
+        /// How many.
+        findings: usize,
+    },
+    /// The check of the storage could not look at everything.
+    #[error("could not read pool {}, so not everything was looked at", pools.join(", "))]
+    StorageUnread {
+        /// Which pools.
+        pools: Vec<String>,
+    },
+    /// Some of what is nobody's could not be removed, which has been told.
+    #[error("{failed} could not be removed")]
+    StorageCollection {
+        /// How many.
+        failed: usize,
+    },
     /// A network could not be moved to or from the reference's plugins.
     #[error(transparent)]
     Migration(#[from] MigrationError),
@@ -117,17 +144,22 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// The process's exit code: 78 for a config that can't be used, else 1. (2 is clap's, for wrong arguments.)
+    /// The process's exit code: 78 for a config that can't be used, 2 for a check that could not look, else 1. (2 is clap's
+    /// as well, for wrong arguments.)
     #[must_use]
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::Config(_) | Self::Section { .. } => ExitCode::from(EXIT_CONFIG),
+            Self::StorageUnseen(_) | Self::StorageUnread { .. } => ExitCode::from(EXIT_UNSEEN),
             Self::Observability(_)
             | Self::Plugin { .. }
             | Self::Grace { .. }
             | Self::UncleanStop { .. }
             | Self::Uninstall { .. }
             | Self::Network(_)
+            | Self::Storage(_)
+            | Self::StorageFindings { .. }
+            | Self::StorageCollection { .. }
             | Self::Findings { .. }
             | Self::Migration(_)
             | Self::Incomplete

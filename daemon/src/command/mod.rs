@@ -5,6 +5,7 @@ mod inspect;
 mod network;
 mod output;
 mod run;
+mod storage;
 mod storage_helper;
 mod uninstall;
 mod version;
@@ -41,6 +42,12 @@ enum Command {
     /// namespace that it is started in: run it on the host, or in a Pod with hostNetwork.
     #[command(subcommand)]
     Network(network::NetworkCommand),
+    /// Look at the node's volumes and pools and look after them
+    ///
+    /// Reads pools and kernel directly, whether or not a driver runs. Mounts are those that it sees: run it on the host, or
+    /// in the driver's container.
+    #[command(subcommand)]
+    Storage(storage::StorageCommand),
     /// Remove what Keelson put on the node, except volumes
     Uninstall(ConfigArguments),
     /// Print the version
@@ -89,6 +96,7 @@ pub fn run(arguments: Arguments) -> ExitCode {
         Command::Config(command) => config::run(&command),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Network(command) => network::run(&command),
+        Command::Storage(command) => storage::run(&command),
         Command::Uninstall(arguments) => uninstall::run(&arguments),
         Command::Version => version::run(),
     };

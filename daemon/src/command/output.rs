@@ -38,6 +38,17 @@ pub(super) fn table<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> String 
     text
 }
 
+/// How long ago `then` was, in the unit that fits: 90s, 5m, 3h, 12d.
+pub(super) fn age(now: u64, then: u64) -> String {
+    let seconds = now.saturating_sub(then);
+    match seconds {
+        0..120 => format!("{seconds}s"),
+        120..7_200 => format!("{}m", seconds / 60),
+        7_200..172_800 => format!("{}h", seconds / 3_600),
+        _ => format!("{}d", seconds / 86_400),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -46,5 +57,16 @@ mod tests {
     fn columns_line_up_without_trailing_spaces() {
         let rows = [["KEY", "VALUE"], ["a.longer.key", ""], ["b", "é"]].map(|row| row.map(str::to_owned));
         assert_eq!(table(&rows), "KEY           VALUE\na.longer.key\nb             é\n");
+    }
+
+    #[test]
+    fn an_age_has_the_unit_that_fits() {
+        for (seconds, expected) in
+            [(0, "0s"), (119, "119s"), (300, "5m"), (7_199, "119m"), (7_200, "2h"), (200_000, "2d")]
+        {
+            assert_eq!(age(1_000_000, 1_000_000 - seconds), expected);
+        }
+        // A clock that was set back.
+        assert_eq!(age(5, 10), "0s");
     }
 }

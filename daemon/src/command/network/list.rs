@@ -9,7 +9,7 @@ use super::{PlaceArguments, or_dash};
 use crate::{
     command::{
         Format,
-        output::{print, print_json, table},
+        output::{age, print, print_json, table},
     },
     error::Failure,
 };
@@ -103,32 +103,5 @@ pub(super) fn state_name(state: AttachmentState) -> &'static str {
         AttachmentState::Pending => "pending",
         AttachmentState::Stale => "stale",
         AttachmentState::Unreadable => "unreadable",
-    }
-}
-
-/// How long ago `then` was, in the unit that fits: 90s, 5m, 3h, 12d.
-pub(super) fn age(now: u64, then: u64) -> String {
-    let seconds = now.saturating_sub(then);
-    match seconds {
-        0..120 => format!("{seconds}s"),
-        120..7_200 => format!("{}m", seconds / 60),
-        7_200..172_800 => format!("{}h", seconds / 3_600),
-        _ => format!("{}d", seconds / 86_400),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_age_has_the_unit_that_fits() {
-        for (seconds, expected) in
-            [(0, "0s"), (119, "119s"), (300, "5m"), (7_199, "119m"), (7_200, "2h"), (200_000, "2d")]
-        {
-            assert_eq!(age(1_000_000, 1_000_000 - seconds), expected);
-        }
-        // A clock that was set back.
-        assert_eq!(age(5, 10), "0s");
     }
 }

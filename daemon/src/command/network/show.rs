@@ -10,13 +10,13 @@ use keelson_cni::operator::{InterfaceReport, RouteReport, ShownAttachment, show}
 
 use super::{
     PlaceArguments, finding_text,
-    list::{age, pod_name, state_name},
+    list::{pod_name, state_name},
     or_dash, plain,
 };
 use crate::{
     command::{
         Format,
-        output::{print, print_json, table},
+        output::{age, print, print_json, table},
     },
     error::Failure,
 };
