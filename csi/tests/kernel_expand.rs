@@ -17,8 +17,9 @@ use common::{
 };
 use keelson_proto::csi::v1::{
     CapacityRange, ControllerExpandVolumeRequest, ControllerGetVolumeRequest, ControllerModifyVolumeRequest,
-    CreateVolumeRequest, NodeExpandVolumeRequest, NodeGetVolumeStatsRequest, VolumeCapability,
+    CreateVolumeRequest, NodeExpandVolumeRequest, NodeGetVolumeStatsRequest, VolumeCapability, VolumeContentSource,
     volume_capability::access_mode::Mode,
+    volume_content_source::{Type, VolumeSource},
 };
 use keelson_testkit::{missing, skip_unless};
 use tonic::{Code, Status};
@@ -341,4 +342,36 @@ async fn thin_becomes_thick_and_thin_again() {
     driver.delete(&id).await.unwrap();
     place.expect_clean();
     driver.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_larger_than_its_source_has_all_of_its_size_when_it_is_staged() {
+    needs_a_kernel!();
+    skip_unless!(missing(&["mkfs.xfs", "mkfs.btrfs"]).is_empty(), "needs the mkfs programs");
+    for filesystem in filesystems() {
+        let directory = tempfile::tempdir().unwrap();
+        let place = Place::new();
+        let _disk = Disk::make(&directory.path().join("disk"), "xfs", 4 << 30, &place.path("pool"));
+        let mut driver = Running::start(&place, &place.section("image")).await;
+        let staging = place.text("staging");
+        let source = driver.create(of(filesystem, "source", SMALL)).await.unwrap().volume_id;
+        driver.stage(&source, &staging, mounted_as(filesystem)).await.unwrap();
+        fs::write(place.path("staging/file"), b"what was written").unwrap();
+        driver.unstage(&source, &staging).await.unwrap();
+        let mut wish = of(filesystem, "copy", LARGE);
+        wish.volume_content_source =
+            Some(VolumeContentSource { r#type: Some(Type::Volume(VolumeSource { volume_id: source.clone() })) });
+        let copy = driver.create(wish).await.unwrap();
+        assert_eq!(copy.capacity_bytes, LARGE);
+        let id = copy.volume_id;
+        driver.stage(&id, &staging, mounted_as(filesystem)).await.unwrap();
+        let bytes = total(&mut driver, &id, &staging).await;
+        assert!(bytes > SMALL + 250 * MIB && bytes <= LARGE, "{filesystem}: {bytes}");
+        assert_eq!(fs::read(place.path("staging/file")).unwrap(), b"what was written");
+        driver.unstage(&id, &staging).await.unwrap();
+        driver.delete(&id).await.unwrap();
+        driver.delete(&source).await.unwrap();
+        place.expect_clean();
+        driver.stop().await;
+    }
 }

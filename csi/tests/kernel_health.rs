@@ -9,7 +9,7 @@ use std::{
     fs::{self, OpenOptions},
     os::unix::fs::FileExt,
     path::Path,
-    process::Command,
+    process::{Command, Stdio},
     time::Duration,
 };
 
@@ -353,4 +353,38 @@ async fn the_health_calls_are_advertised_if_wanted() {
         }
         driver.stop().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pool_that_fails_or_is_another_s_is_told() {
+    needs_a_kernel!();
+    skip_unless!(missing(&["mkfs.xfs", "xfs_io", "flock"]).is_empty(), "needs xfsprogs and flock");
+    let directory = tempfile::tempdir().unwrap();
+    let place = Place::new();
+    let image = directory.path().join("disk");
+    let disk = Disk::make(&image, "xfs", 512 << 20, &place.path("pool"));
+    let mut driver = Running::start(&place, &place.section("image")).await;
+    let id = driver.create(request("a", 16 * MIB, mounted())).await.unwrap().volume_id;
+    assert_eq!(storage(&mut driver).await, []);
+    run(Command::new("xfs_io").args(["-x", "-c", "shutdown", &place.text("pool")]));
+    expect(&storage(&mut driver).await, "PoolIoErrors", StorageHealthErrorType::StorageUnreachable);
+    expect(&of(&mut driver, &id).await, "PoolIoErrors", VolumeHealthErrorType::Inaccessible);
+    driver.stop().await;
+    drop(disk);
+    let _disk = Disk::mount(&image, &place.path("pool"));
+
+    let marker = place.path("pool/keelson-pool.json");
+    let mut other = Command::new("flock").arg(&marker).args(["cat"]).stdin(Stdio::piped()).spawn().unwrap();
+    let held = || Command::new("flock").arg("-n").arg(&marker).arg("true").status().unwrap().code() == Some(1);
+    wait_until_async("the other process to have it", Duration::from_secs(30), async || held().then_some(())).await;
+    let mut driver = Running::start(&place, &place.section("image")).await;
+    expect(&storage(&mut driver).await, "PoolInUse", StorageHealthErrorType::StorageUnreachable);
+    expect(&of(&mut driver, &id).await, "PoolInUse", VolumeHealthErrorType::Inaccessible);
+    drop(other.stdin.take());
+    other.wait().unwrap();
+    assert_eq!(storage(&mut driver).await, []);
+    assert_eq!(of(&mut driver, &id).await, []);
+    driver.delete(&id).await.unwrap();
+    place.expect_clean();
+    driver.stop().await;
 }
