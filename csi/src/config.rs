@@ -22,7 +22,7 @@ use crate::{
 pub use registration::RegistrationSection;
 
 /// Filesystems that innocent Pods depend on: when the kubelet's or the images' fills up, Pods are evicted.
-const FILESYSTEMS_OF_OTHERS: [&str; 3] = ["/", "/var/lib/kubelet", "/var/lib/containerd"];
+const FILESYSTEMS_OF_OTHERS: [&str; 4] = ["/", "/var/lib/kubelet", "/var/lib/containerd", "/var/lib/containers"];
 
 /// The `storage` section as the user writes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
