@@ -11,8 +11,8 @@ use crate::{
     },
     policy::{InvalidToken, OutOfRange},
     service::{
-        CreateError, DeleteError, ExpandError, ModifyError, OriginError, Pending, PublishError, StageError, StatsError,
-        VolumeError,
+        CreateError, DeleteError, ExpandError, ModifyError, OriginError, Pending, PublishError, SnapshotError,
+        StageError, StatsError, VolumeError,
     },
     store::{Lacking, LookupError, RecordError, StoreError, Unavailable},
 };
@@ -259,6 +259,23 @@ impl Coded for OriginError {
     }
 }
 
+impl Coded for SnapshotError {
+    fn code(&self) -> Code {
+        match self {
+            // "The snapshot is part of a group snapshot: INVALID_ARGUMENT".
+            Self::Invalid(_) | Self::Member { .. } => Code::InvalidArgument,
+            Self::Pending(error) => error.code(),
+            Self::Topology { .. } => Code::ResourceExhausted,
+            Self::Exists { .. } => Code::AlreadyExists,
+            Self::Origin(error) => error.code(),
+            Self::Lookup(error) => error.code(),
+            Self::Unavailable(error) => error.code(),
+            Self::Lacking(error) => error.code(),
+            Self::Store(error) => error.code(),
+        }
+    }
+}
+
 impl Coded for DeleteError {
     fn code(&self) -> Code {
         match self {
@@ -374,6 +391,7 @@ into_status!(
     QueryError,
     CreateError,
     DeleteError,
+    SnapshotError,
     StageError,
     PublishError,
     StatsError,

@@ -3,7 +3,7 @@
 use std::{
     fs::{DirBuilder, File, OpenOptions},
     io,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::Path,
 };
 
@@ -59,4 +59,9 @@ pub(crate) fn copy(
         }
         ContentKind::Directory | ContentKind::Subvolume => Err(io::ErrorKind::Unsupported.into()),
     }
+}
+
+/// What the image at `path` takes on its disk, shared or not, in bytes.
+pub(crate) fn taken(path: &Path) -> io::Result<u64> {
+    Ok(std::fs::metadata(path)?.blocks().saturating_mul(512))
 }

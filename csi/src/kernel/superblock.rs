@@ -154,16 +154,20 @@ fn ext4(superblock: &[u8]) -> Option<Superblock> {
     Some(Superblock { filesystem: FilesystemType::Ext4, uuid: Uuid::from_bytes(part(superblock, UUID)), bytes })
 }
 
-/// Why an ext4 filesystem got no other UUID; it is as it was.
+/// Why a filesystem got no other UUID; it is as it was.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SetUuidError {
     #[error("there is no ext4 filesystem")]
     NotExt4,
+    #[error("there is no btrfs filesystem")]
+    NotBtrfs,
+    #[error("the btrfs filesystem has checksums of kind {0}, and only crc32c (0) can be written here")]
+    OtherChecksum(u16),
     #[error("the ext4 filesystem was made without metadata_csum_seed, so all its checksums depend on its UUID")]
     NoChecksumSeed,
-    #[error("the ext4 superblock doesn't match its checksum")]
+    #[error("the superblock doesn't match its checksum")]
     Damaged,
-    #[error("failed to read or write the ext4 superblock")]
+    #[error("failed to read or write the superblock")]
     Io(#[from] io::Error),
 }
 
@@ -188,6 +192,69 @@ pub(crate) fn set_ext4_uuid(image: &File, uuid: Uuid) -> Result<(), SetUuidError
     let checksum = crc32c(&superblock[..CHECKSUM]).to_le_bytes();
     superblock[CHECKSUM..].copy_from_slice(&checksum);
     Ok(image.write_all_at(&superblock, EXT4_AT as u64)?)
+}
+
+/// include/uapi/linux/btrfs_tree.h, `struct btrfs_super_block`, offsets; all little-endian.
+mod btrfs_field {
+    pub(super) const FSID: usize = 0x20;
+    /// Where this copy of the superblock lies.
+    pub(super) const ADDRESS: usize = 0x30;
+    pub(super) const TOTAL_BYTES: usize = 0x70;
+    pub(super) const INCOMPATIBLE: usize = 0xbc;
+    pub(super) const CHECKSUM_KIND: usize = 0xc4;
+    pub(super) const METADATA_UUID: usize = 0x23b;
+}
+
+/// `BTRFS_FEATURE_INCOMPAT_METADATA_UUID` (Linux 5.0): what the metadata shows is in a field of its own, and the fsid
+/// is free.
+const BTRFS_METADATA_UUID: u64 = 1 << 10;
+
+/// Where btrfs keeps the copies of its superblock, beside the first: fs/btrfs/disk-io.h, `btrfs_sb_offset`.
+const BTRFS_COPIES_AT: [u64; 2] = [64 << 20, 256 << 30];
+
+/// Gives the btrfs filesystem in `image` another fsid. Nobody else may have it open: not a mount, not a loop device.
+///
+/// `btrfstune -M` would do as well, were the filesystem unmounted cleanly. In a copy of a mounted one there may be a log
+/// of what was fsynced; it belongs to the superblock's generation, which btrfstune counts up: then the kernel can't
+/// replay it and refuses to mount. Here nothing but the identity changes. The image isn't synced.
+pub(crate) fn set_btrfs_fsid(image: &File, fsid: Uuid) -> Result<(), SetUuidError> {
+    use btrfs_field::{CHECKSUM_KIND, TOTAL_BYTES};
+    let first = read_at(image, BTRFS_AT, HEAD)?;
+    if btrfs(&first).is_none() {
+        return Err(SetUuidError::NotBtrfs);
+    }
+    let kind = u16::from_le_bytes(part(&first, CHECKSUM_KIND));
+    if kind != 0 {
+        return Err(SetUuidError::OtherChecksum(kind));
+    }
+    let renamed = with_fsid(first.clone(), BTRFS_AT, fsid).ok_or(SetUuidError::Damaged)?;
+    let bytes = u64::from_le_bytes(part(&first, TOTAL_BYTES));
+    for at in BTRFS_COPIES_AT.into_iter().filter(|at| at + HEAD as u64 <= bytes) {
+        // The kernel reads the first only; a copy that a cut left half-written helps nobody, whatever its fsid.
+        if let Some(copy) = with_fsid(read_at(image, at, HEAD)?, at, fsid) {
+            image.write_all_at(&copy, at)?;
+        }
+    }
+    Ok(image.write_all_at(&renamed, BTRFS_AT)?)
+}
+
+/// The superblock that lies at `at`, with another fsid; none if that isn't a whole one.
+fn with_fsid(mut superblock: Vec<u8>, at: u64, fsid: Uuid) -> Option<Vec<u8>> {
+    use btrfs_field::{ADDRESS, FSID, INCOMPATIBLE, METADATA_UUID};
+    let checksum = |superblock: &[u8]| (!crc32c(&superblock[FSID..])).to_le_bytes();
+    btrfs(&superblock)?;
+    if u64::from_le_bytes(part(&superblock, ADDRESS)) != at || part(&superblock, 0) != checksum(&superblock) {
+        return None;
+    }
+    let features = u64::from_le_bytes(part(&superblock, INCOMPATIBLE));
+    if features & BTRFS_METADATA_UUID == 0 {
+        superblock.copy_within(FSID..FSID + 16, METADATA_UUID);
+        superblock[INCOMPATIBLE..INCOMPATIBLE + 8].copy_from_slice(&(features | BTRFS_METADATA_UUID).to_le_bytes());
+    }
+    superblock[FSID..FSID + 16].copy_from_slice(fsid.as_bytes());
+    let checksum = checksum(&superblock);
+    superblock[..4].copy_from_slice(&checksum);
+    Some(superblock)
 }
 
 /// The checksum of the kernel's `crc32c(~0, bytes)`: that of RFC 3720 without the inversion at the end. A bit at a time,
@@ -317,6 +384,59 @@ mod tests {
         assert!(matches!(bare, SetUuidError::NoChecksumSeed));
         assert!(matches!(changed(with_seed, Some(1024 + 0x200)), SetUuidError::Damaged));
         assert!(matches!(changed("true", None), SetUuidError::NotExt4));
+    }
+
+    #[test]
+    fn a_copy_of_a_mounted_btrfs_with_another_fsid_is_mounted_beside_it_with_all_that_was_synced() {
+        skip_unless!(is_root(), "needs root to mount");
+        skip_unless!(missing(&["mkfs.btrfs", "btrfs", "cp"]).is_empty(), "needs btrfs-progs");
+        let source = image(300, "mkfs.btrfs -q $0");
+        let path = source.image().to_str().unwrap().to_owned();
+        run("mount", &["-o", "loop", &path, source.root().to_str().unwrap()]);
+        // Each fsync after the first goes into the log.
+        for number in 0..20 {
+            let file = File::create_new(source.root().join(format!("{number}"))).unwrap();
+            file.write_all_at(&[number; 5000], 0).unwrap();
+            file.sync_all().unwrap();
+        }
+        let mut copies = Vec::new();
+        for fsid in [NEW, Uuid::from_u128(7)] {
+            let copy = image(0, &format!("cp {path} $0"));
+            let super_of =
+                |copy: &Scratch| run("btrfs", &["inspect-internal", "dump-super", copy.image().to_str().unwrap()]);
+            let log = |text: &str| text.lines().find(|line| line.starts_with("log_root\t")).unwrap().to_owned();
+            assert!(!log(&super_of(&copy)).ends_with("\t0"), "there is no log to replay");
+            // From the one that has a metadata_uuid as well.
+            set_btrfs_fsid(&open(&copy), Uuid::from_u128(1)).unwrap();
+            set_btrfs_fsid(&open(&copy), fsid).unwrap();
+            let Signature::Filesystem(found) = read(&open(&copy)).unwrap() else { panic!("no filesystem") };
+            assert_eq!(found.uuid, fsid);
+            let all = run("btrfs", &["inspect-internal", "dump-super", "-a", copy.image().to_str().unwrap()]);
+            assert_eq!(all.matches(&format!("fsid\t\t\t{fsid}")).count(), 2, "{all}");
+            assert!(!all.contains("DON'T MATCH"), "{all}");
+            run("mount", &["-o", "loop", copy.image().to_str().unwrap(), copy.root().to_str().unwrap()]);
+            copies.push(copy);
+        }
+        for number in 0..20 {
+            for copy in &copies {
+                assert_eq!(std::fs::read(copy.root().join(format!("{number}"))).unwrap(), [number; 5000]);
+            }
+        }
+        for copy in &copies {
+            run("umount", &[copy.root().to_str().unwrap()]);
+            run("btrfs", &["check", copy.image().to_str().unwrap()]);
+        }
+    }
+
+    #[test]
+    fn a_damaged_btrfs_keeps_its_fsid() {
+        skip_unless!(missing(&["mkfs.btrfs"]).is_empty(), "needs btrfs-progs");
+        let scratch = image(128, "mkfs.btrfs -q $0");
+        open(&scratch).write_all_at(&[0xa5], BTRFS_AT + 0x300).unwrap();
+        assert!(matches!(set_btrfs_fsid(&open(&scratch), NEW), Err(SetUuidError::Damaged)));
+        let scratch = image(128, "mkfs.btrfs -q --csum sha256 $0");
+        assert!(matches!(set_btrfs_fsid(&open(&scratch), NEW), Err(SetUuidError::OtherChecksum(2))));
+        assert!(matches!(set_btrfs_fsid(&open(&Scratch::empty(1)), NEW), Err(SetUuidError::NotBtrfs)));
     }
 
     #[test]

@@ -33,7 +33,7 @@ pub(crate) use ledger::{Figures, Ledger};
 pub(crate) use mount_options::MountOptions;
 pub(crate) use names::{ForeignId, GroupId, SnapshotId, VolumeId};
 pub(crate) use paging::{InvalidToken, Page, page};
-pub(crate) use parameters::{Parameters, Provisioning, check_map};
+pub(crate) use parameters::{GroupParameters, Parameters, Provisioning, check_map, check_snapshot_parameters};
 pub(crate) use paths::{TargetPath, overlap};
 #[allow(unused_imports, reason = "limits of directory pools come next")]
 pub(crate) use projects::{PROJECTS, free_project, leaked_projects};

@@ -1,6 +1,6 @@
 //! The parameters of a StorageClass.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::RangeInclusive, time::Duration};
 
 use keelson_host::Problem;
 use serde::{Deserialize, Serialize};
@@ -75,6 +75,64 @@ impl Parameters {
     }
 }
 
+/// What a VolumeGroupSnapshotClass says about its snapshots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct GroupParameters {
+    /// Whether the members' filesystems are frozen while the members are cut.
+    pub(crate) freeze: bool,
+    /// For how long at most.
+    pub(crate) freeze_timeout: Duration,
+}
+
+impl GroupParameters {
+    /// How long filesystems are frozen at most, unless the class says otherwise: an application that writes notices it,
+    /// and few have timeouts that are shorter.
+    const FREEZE_TIMEOUT: u64 = 5000;
+    /// What a class may say, in milliseconds.
+    const FREEZE_TIMEOUTS: RangeInclusive<u64> = 10..=60_000;
+
+    pub(crate) fn parse(parameters: &BTreeMap<String, String>) -> Result<Self, Problem> {
+        check_map("parameters", parameters)?;
+        let mut parsed = Self { freeze: false, freeze_timeout: Duration::from_millis(Self::FREEZE_TIMEOUT) };
+        for (key, value) in parameters {
+            let at = || format!("parameters[{key}]");
+            match key.as_str() {
+                "freeze" => {
+                    parsed.freeze = value
+                        .parse()
+                        .map_err(|_| Problem::new(at(), value, "is neither true nor false", "use true or false"))?;
+                }
+                "freezeTimeoutMilliseconds" => {
+                    let known = value.parse().ok().filter(|timeout| Self::FREEZE_TIMEOUTS.contains(timeout));
+                    let (first, last) = Self::FREEZE_TIMEOUTS.into_inner();
+                    let remedy = || format!("use {first} to {last}");
+                    parsed.freeze_timeout = known.map(Duration::from_millis).ok_or_else(|| {
+                        Problem::new(at(), value, "is no number of milliseconds in the range", remedy())
+                    })?;
+                }
+                _ if key.starts_with(RESERVED_PREFIX) => {}
+                _ => {
+                    let remedy = "known are freeze and freezeTimeoutMilliseconds";
+                    return Err(Problem::new(at(), "", "is not a parameter of this driver", remedy));
+                }
+            }
+        }
+        Ok(parsed)
+    }
+}
+
+/// The rule for the parameters of a VolumeSnapshotClass: there are none but those of Kubernetes' own sidecars.
+pub(crate) fn check_snapshot_parameters(parameters: &BTreeMap<String, String>) -> Result<(), Problem> {
+    check_map("parameters", parameters)?;
+    match parameters.keys().find(|key| !key.starts_with(RESERVED_PREFIX)) {
+        None => Ok(()),
+        Some(key) => {
+            let (at, wrong) = (format!("parameters[{key}]"), "is not a parameter of this driver");
+            Err(Problem::new(at, "", wrong, "a VolumeSnapshotClass has no parameters here; leave it out"))
+        }
+    }
+}
+
 /// The rule for every map of a request: at most 4 KiB together.
 pub(crate) fn check_map(at: &str, map: &BTreeMap<String, String>) -> Result<(), Problem> {
     let bytes: usize = map.iter().map(|(key, value)| key.len() + value.len()).sum();
@@ -117,5 +175,33 @@ mod tests {
         assert_eq!(parse(&[("provisioning", "fat")]).unwrap_err().value, "fat");
         assert!(parse(&[("pool", &"x".repeat(4093))]).is_err());
         assert!(parse(&[("pool", &"x".repeat(4092))]).is_ok());
+    }
+
+    fn map(entries: &[(&str, &str)]) -> BTreeMap<String, String> {
+        entries.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn a_snapshot_class_has_no_parameters() {
+        assert_eq!(check_snapshot_parameters(&map(&[("csi.storage.k8s.io/volumesnapshot/name", "x")])), Ok(()));
+        assert_eq!(check_snapshot_parameters(&map(&[("freeze", "true")])).unwrap_err().path, "parameters[freeze]");
+    }
+
+    #[test]
+    fn a_group_class_may_freeze_for_some_time() {
+        let default = GroupParameters { freeze: false, freeze_timeout: Duration::from_secs(5) };
+        assert_eq!(GroupParameters::parse(&map(&[("csi.storage.k8s.io/x", "y")])), Ok(default));
+        let found = GroupParameters::parse(&map(&[("freeze", "true"), ("freezeTimeoutMilliseconds", "60000")]));
+        assert_eq!(found, Ok(GroupParameters { freeze: true, freeze_timeout: Duration::from_mins(1) }));
+        for (key, value) in [
+            ("freeze", "yes"),
+            ("freezeTimeoutMilliseconds", "9"),
+            ("freezeTimeoutMilliseconds", "60001"),
+            ("freezeTimeoutMilliseconds", "-1"),
+            ("frost", "true"),
+        ] {
+            let problem = GroupParameters::parse(&map(&[(key, value)])).unwrap_err();
+            assert_eq!(problem.path, format!("parameters[{key}]"));
+        }
     }
 }

@@ -69,7 +69,7 @@ impl Plan<'_> {
         if let Some(image) = &image {
             image.set_len(self.bytes).and_then(|()| self.fill(image)).map_err(&failed)?;
         }
-        Ok((origin.content.clone(), image))
+        Ok((with_own_identity(&origin.content, image.as_ref())?, image))
     }
 
     /// A new filesystem. This happens while the image is built, before it is a volume, and so once in a volume's life.
@@ -125,6 +125,20 @@ impl Plan<'_> {
             FilesystemType::Xfs | FilesystemType::Btrfs => found.uuid,
         };
         Ok(Some((Content::Filesystem { filesystem, uuid }, image)))
+    }
+}
+
+/// Gives a copied filesystem an identity of its own, where the kernel mounts no two of one: btrfs takes disks of one fsid
+/// for one filesystem. xfs is mounted with `nouuid`. ext4 asks for nothing, and keeps the UUID: its journal can hold the
+/// superblock, and so the old UUID, which the first mount would write back.
+fn with_own_identity(content: &Content, image: Option<&File>) -> Result<Content, CreateError> {
+    match (content, image) {
+        (Content::Filesystem { filesystem: filesystem @ FilesystemType::Btrfs, .. }, Some(image)) => {
+            let uuid = Uuid::new_v4();
+            superblock::set_btrfs_fsid(image, uuid).map_err(CreateError::Identity)?;
+            Ok(Content::Filesystem { filesystem: *filesystem, uuid })
+        }
+        _ => Ok(content.clone()),
     }
 }
 

@@ -22,6 +22,7 @@ use super::{
     create::{self, capabilities},
     delete, list, modify,
     request::required,
+    snapshot,
 };
 use crate::{
     error::QueryError,
@@ -86,6 +87,8 @@ impl Controller for Service {
             Type::ModifyVolume,
             Type::SingleNodeMultiWriter,
         ];
+        let of_copies = [Type::CreateDeleteSnapshot, Type::ListSnapshots, Type::GetSnapshot, Type::CloneVolume];
+        let of_copies = of_copies.into_iter().filter(|_| self.state().copies());
         let if_wanted = [Type::GetVolumeHealth, Type::ListVolumeHealth];
         let wanted = if_wanted.into_iter().filter(|_| self.state().settings.volume_health);
         let capability = |kind: Type| ControllerServiceCapability {
@@ -93,7 +96,7 @@ impl Controller for Service {
                 r#type: kind.into(),
             })),
         };
-        let capabilities = always.into_iter().chain(wanted).map(capability).collect();
+        let capabilities = always.into_iter().chain(of_copies).chain(wanted).map(capability).collect();
         Ok(Response::new(ControllerGetCapabilitiesResponse { capabilities }))
     }
 
@@ -139,27 +142,41 @@ impl Controller for Service {
 
     async fn create_snapshot(
         &self,
-        _: Request<CreateSnapshotRequest>,
+        request: Request<CreateSnapshotRequest>,
     ) -> Result<Response<CreateSnapshotResponse>, Status> {
-        Err(Status::unimplemented("CREATE_DELETE_SNAPSHOT is not advertised"))
+        self.expect_copies("CREATE_DELETE_SNAPSHOT")?;
+        let request = request.into_inner();
+        let volume = request.source_volume_id.clone();
+        self.answer("CreateSnapshot", &volume, move |state| snapshot::create(state, &request)).await
     }
 
     async fn delete_snapshot(
         &self,
-        _: Request<DeleteSnapshotRequest>,
+        request: Request<DeleteSnapshotRequest>,
     ) -> Result<Response<DeleteSnapshotResponse>, Status> {
-        Err(Status::unimplemented("CREATE_DELETE_SNAPSHOT is not advertised"))
+        self.expect_copies("CREATE_DELETE_SNAPSHOT")?;
+        let request = request.into_inner();
+        let snapshot = request.snapshot_id.clone();
+        self.answer("DeleteSnapshot", &snapshot, move |state| snapshot::delete(state, &request)).await
     }
 
     async fn list_snapshots(
         &self,
-        _: Request<ListSnapshotsRequest>,
+        request: Request<ListSnapshotsRequest>,
     ) -> Result<Response<ListSnapshotsResponse>, Status> {
-        Err(Status::unimplemented("LIST_SNAPSHOTS is not advertised"))
+        self.expect_copies("LIST_SNAPSHOTS")?;
+        let request = request.into_inner();
+        self.answer("ListSnapshots", "", move |state| list::snapshots(state, &request)).await
     }
 
-    async fn get_snapshot(&self, _: Request<GetSnapshotRequest>) -> Result<Response<GetSnapshotResponse>, Status> {
-        Err(Status::unimplemented("GET_SNAPSHOT is not advertised"))
+    async fn get_snapshot(
+        &self,
+        request: Request<GetSnapshotRequest>,
+    ) -> Result<Response<GetSnapshotResponse>, Status> {
+        self.expect_copies("GET_SNAPSHOT")?;
+        let request = request.into_inner();
+        let snapshot = request.snapshot_id.clone();
+        self.answer("GetSnapshot", &snapshot, move |state| snapshot::get(state, &request)).await
     }
 
     async fn controller_expand_volume(

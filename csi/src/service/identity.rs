@@ -30,15 +30,20 @@ impl Identity for Service {
         &self,
         _: Request<GetPluginCapabilitiesRequest>,
     ) -> Result<Response<GetPluginCapabilitiesResponse>, Status> {
+        let state = self.state();
+        let kinds = [
+            (Type::ControllerService, true),
+            (Type::VolumeAccessibilityConstraints, true),
+            // Of CSI 1.13, as what the setting is named for; csi-sanity up to 5.5 fails on what it doesn't know.
+            (Type::SnapshotAccessibilityConstraints, state.copies() && state.settings.volume_health),
+        ];
         let service = |kind: Type| plugin_capability::Type::Service(plugin_capability::Service { r#type: kind.into() });
+        let services = kinds.into_iter().filter(|(_, advertised)| *advertised).map(|(kind, _)| service(kind));
         let online = plugin_capability::VolumeExpansion { r#type: volume_expansion::Type::Online.into() };
-        let capabilities = [
-            service(Type::ControllerService),
-            service(Type::VolumeAccessibilityConstraints),
-            plugin_capability::Type::VolumeExpansion(online),
-        ]
-        .map(|capability| PluginCapability { r#type: Some(capability) })
-        .to_vec();
+        let capabilities = services
+            .chain([plugin_capability::Type::VolumeExpansion(online)])
+            .map(|capability| PluginCapability { r#type: Some(capability) })
+            .collect();
         Ok(Response::new(GetPluginCapabilitiesResponse { capabilities }))
     }
 

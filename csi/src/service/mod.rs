@@ -18,6 +18,7 @@ mod node;
 mod origin;
 mod publish;
 mod request;
+mod snapshot;
 mod stage;
 mod stats;
 mod volume;
@@ -39,6 +40,7 @@ pub(crate) use layer::{CallLayer, Metrics};
 pub(crate) use modify::ModifyError;
 pub(crate) use origin::OriginError;
 pub(crate) use publish::PublishError;
+pub(crate) use snapshot::SnapshotError;
 pub(crate) use stage::StageError;
 pub(crate) use stats::StatsError;
 pub(crate) use volume::VolumeError;
@@ -69,6 +71,13 @@ impl State {
         metrics.observe_pools(&pools);
         let (in_flight, tasks) = (InFlight::default(), TaskTracker::new());
         Self { settings, pools, attachments, in_flight, tasks, metrics }
+    }
+}
+
+impl State {
+    /// Whether any pool makes snapshots and clones. The config alone decides, whatever disk is there just now.
+    fn copies(&self) -> bool {
+        self.pools.iter().any(|pool| pool.abilities().copies())
     }
 }
 

@@ -23,6 +23,8 @@ pub(super) struct Origin<'a> {
     /// The size that it has, or its volume had.
     pub(super) bytes: u64,
     pub(super) family: VolumeId,
+    /// The volume that it is, or that its snapshot was cut from.
+    pub(super) volume: VolumeId,
     _guard: Guard,
 }
 
@@ -87,8 +89,8 @@ impl<'a> Origin<'a> {
                 let (pool, record) = state.pools.locate::<SnapshotRecord>(id)?;
                 let path = content_path(&pool.folder(&*record), record.content.kind());
                 let (content, bytes, family) = (record.content.clone(), record.bytes, record.family.clone());
-                let source = Source::Snapshot(record.id.clone());
-                Ok(Self { pool, source, path, content, bytes, family, _guard: guard })
+                let (source, volume) = (Source::Snapshot(record.id.clone()), record.volume.clone());
+                Ok(Self { pool, source, path, content, bytes, family, volume, _guard: guard })
             }
         }
     }
@@ -109,7 +111,8 @@ impl<'a> Origin<'a> {
             return Err(OriginError::InUse { id: id.to_owned(), pool: pool.settings.name.clone(), by });
         }
         let (content, bytes, family) = (record.content.clone(), record.bytes, record.family().clone());
-        Ok(Self { pool, source: Source::Volume(record.id.clone()), path, content, bytes, family, _guard: guard })
+        let (source, volume) = (Source::Volume(record.id.clone()), record.id.clone());
+        Ok(Self { pool, source, path, content, bytes, family, volume, _guard: guard })
     }
 }
 
