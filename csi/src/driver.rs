@@ -4,7 +4,8 @@ use std::{fs, time::Duration};
 
 use keelson_host::{PrivateSocket, error_chain};
 use keelson_proto::csi::v1::{
-    controller_server::ControllerServer, identity_server::IdentityServer, node_server::NodeServer,
+    controller_server::ControllerServer, group_controller_server::GroupControllerServer,
+    identity_server::IdentityServer, node_server::NodeServer, snapshot_metadata_server::SnapshotMetadataServer,
 };
 use prometheus_client::registry::Registry;
 use tokio::{
@@ -21,7 +22,7 @@ use crate::{
     StorageSettings,
     error::Error,
     registration::{self, Registrant, keep_registered},
-    service::{CallLayer, Metrics, Operations, Service, State},
+    service::{CallLayer, Metrics, Operations, Service, State, thaw_leftovers},
     store::{Attachments, Pool},
 };
 
@@ -86,7 +87,7 @@ impl Driver {
         // Before any pool is touched: a driver that nobody can reach takes nothing into use.
         let (listener, _socket) = PrivateSocket::bind(&path).map_err(listen)?;
         tokio::select! {
-            () = adopt(&service) => {}
+            () = prepare(&service) => {}
             () = shutdown.cancelled() => return Ok(()),
         }
         let incoming = UnixListenerStream::new(UnixListener::from_std(listener).map_err(listen)?);
@@ -95,6 +96,8 @@ impl Driver {
             .add_service(IdentityServer::new(service.clone()))
             .add_service(ControllerServer::new(service.clone()))
             .add_service(NodeServer::new(service.clone()))
+            .add_optional_service(service.state().copies().then(|| GroupControllerServer::new(service.clone())))
+            .add_optional_service(service.state().keeps_images().then(|| SnapshotMetadataServer::new(service.clone())))
             .serve_with_incoming_shutdown(incoming, shutdown.clone().cancelled_owned());
         tracing::info!(socket = %path.display(), "serving CSI");
         // What it was before doesn't matter.
@@ -161,6 +164,15 @@ impl Registered {
             tracing::error!(%error, "what kept the driver registered ended before");
         }
     }
+}
+
+/// What comes before the first call: nothing is left frozen, and what is in the pools is known.
+async fn prepare(service: &Service) {
+    let thawing = service.clone();
+    if let Err(error) = tokio::task::spawn_blocking(move || thaw_leftovers(thawing.state())).await {
+        tracing::error!(%error, "what thaws at the start ended before");
+    }
+    adopt(service).await;
 }
 
 /// Recognises and scans all pools at once. One whose disk doesn't answer holds up neither the others nor the start.

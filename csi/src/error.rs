@@ -11,8 +11,8 @@ use crate::{
     },
     policy::{InvalidToken, OutOfRange},
     service::{
-        CreateError, DeleteError, ExpandError, ModifyError, OriginError, Pending, PublishError, SnapshotError,
-        StageError, StatsError, VolumeError,
+        CreateError, DeleteError, ExpandError, GroupError, MetadataError, ModifyError, OriginError, Pending,
+        PublishError, SnapshotError, StageError, StatsError, VolumeError,
     },
     store::{Lacking, LookupError, RecordError, StoreError, Unavailable},
 };
@@ -276,6 +276,35 @@ impl Coded for SnapshotError {
     }
 }
 
+impl Coded for GroupError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Snapshot(error) => error.code(),
+            Self::Kernel(error) => error.code(),
+            // "Cannot snapshot multiple volumes together: FAILED_PRECONDITION".
+            Self::Apart { .. } | Self::Loose { .. } => Code::FailedPrecondition,
+            Self::Freeze(FreezeError::Helper(HelperError::Step { errno: Some(libc::ETIMEDOUT), .. })) => {
+                Code::DeadlineExceeded
+            }
+            Self::Freeze(FreezeError::Helper(error)) => error.code(),
+            Self::Freeze(FreezeError::Expired { .. }) => Code::DeadlineExceeded,
+            Self::Freeze(FreezeError::Lost) => Code::Aborted,
+        }
+    }
+}
+
+impl Coded for MetadataError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Invalid(_) | Self::Unrelated { .. } => Code::InvalidArgument,
+            Self::Origin(error) => error.code(),
+            Self::Store(error) => error.code(),
+            Self::NotBlock { .. } => Code::FailedPrecondition,
+            Self::Offset { .. } => Code::OutOfRange,
+        }
+    }
+}
+
 impl Coded for DeleteError {
     fn code(&self) -> Code {
         match self {
@@ -392,6 +421,8 @@ into_status!(
     CreateError,
     DeleteError,
     SnapshotError,
+    GroupError,
+    MetadataError,
     StageError,
     PublishError,
     StatsError,

@@ -21,7 +21,7 @@ use std::{
 use common::{
     MIB, NODE, Place, Running, block, capability,
     disk::{Disk, run},
-    expect_code, mounted, names, publication, request,
+    expect_code, has_sys_resource, mounted, names, publication, request,
 };
 use keelson_proto::csi::v1::{
     ControllerGetCapabilitiesRequest, CreateSnapshotRequest, CreateVolumeRequest, DeleteSnapshotRequest,
@@ -49,8 +49,6 @@ impl Scene {
         let directory = tempfile::Builder::new().prefix("keelson-csi-").tempdir_in("/var/tmp").unwrap();
         let place = Place::new();
         let disk = Disk::make(&directory.path().join("disk"), filesystem, mebibytes << 20, &place.path("pool"));
-        // ext4 has its own directory there, which makes it no empty one.
-        let _ = fs::remove_dir(place.path("pool/lost+found"));
         let driver = Running::start(&place, &place.section("image")).await;
         Self { driver, place, _disk: disk, _directory: directory }
     }
@@ -351,6 +349,10 @@ async fn a_clone_of_a_mounted_btrfs_has_all_that_was_synced() {
 async fn a_clone_larger_than_its_source_has_room_for_more_as_soon_as_it_is_staged() {
     needs_pools!();
     for (inner, small, large) in [("ext4", 64, 256), ("xfs", 320, 640), ("btrfs", 320, 640)] {
+        // Of ext4 only who has CAP_SYS_RESOURCE can let it grow.
+        if inner == "ext4" && !has_sys_resource() {
+            continue;
+        }
         let mut scene = Scene::new("xfs", 4096).await;
         let capability = mounted_as(inner);
         let id = scene.driver.create(request("pvc-1", small * MIB, capability.clone())).await.unwrap().volume_id;

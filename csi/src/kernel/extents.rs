@@ -8,6 +8,8 @@ use std::{
     os::{fd::AsFd, unix::fs::MetadataExt},
 };
 
+use rustix::{fs::SeekFrom, io::Errno};
+
 use super::sys::{self, FiemapExtent};
 use crate::policy::{Extent, Physical};
 
@@ -116,6 +118,28 @@ impl Iterator for Extents<'_> {
             }
         }
     }
+}
+
+/// What of `file` isn't a hole, at places unknown: for filesystems without FIEMAP.
+pub(crate) fn data(file: &File) -> impl Iterator<Item = io::Result<Extent>> + '_ {
+    let mut position = Some(0);
+    std::iter::from_fn(move || {
+        let found = next_data(file, position?).transpose()?;
+        position = found.as_ref().ok().map(Extent::end);
+        Some(found)
+    })
+}
+
+fn next_data(file: &File, position: u64) -> io::Result<Option<Extent>> {
+    let start = match rustix::fs::seek(file, SeekFrom::Data(position)) {
+        Ok(start) => start,
+        // "There is no data after offset."
+        Err(Errno::NXIO) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let end = rustix::fs::seek(file, SeekFrom::Hole(start))?;
+    let (bytes, physical) = (end.saturating_sub(start), Physical::Unknown);
+    Ok(Some(Extent { logical: start, bytes, physical, unwritten: false, shared: false }))
 }
 
 fn extent(found: &FiemapExtent) -> Extent {

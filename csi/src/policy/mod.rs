@@ -1,6 +1,7 @@
 //! Pure decisions: no I/O, no clock.
 
 mod abilities;
+mod blocks;
 mod calls;
 mod capability;
 mod capacity;
@@ -22,6 +23,7 @@ mod settings;
 mod topology;
 
 pub(crate) use abilities::Abilities;
+pub(crate) use blocks::{allocated, changed};
 pub(crate) use calls::{Bounds, bounds, client_timeout};
 pub(crate) use capability::{Access, AccessMode, Capability, Content, ContentKind, Rejected, content_for};
 pub(crate) use capacity::{OutOfRange, SizeRange, available, charge, largest_volume};

@@ -34,6 +34,8 @@ impl Identity for Service {
         let kinds = [
             (Type::ControllerService, true),
             (Type::VolumeAccessibilityConstraints, true),
+            (Type::GroupControllerService, state.copies()),
+            (Type::SnapshotMetadataService, state.keeps_images()),
             // Of CSI 1.13, as what the setting is named for; csi-sanity up to 5.5 fails on what it doesn't know.
             (Type::SnapshotAccessibilityConstraints, state.copies() && state.settings.volume_health),
         ];

@@ -8,11 +8,13 @@ mod controller;
 mod create;
 mod delete;
 mod expand;
+mod group;
 mod health;
 mod identity;
 mod in_flight;
 mod layer;
 mod list;
+mod metadata;
 mod modify;
 mod node;
 mod origin;
@@ -34,9 +36,11 @@ use self::call::Call;
 pub(crate) use create::CreateError;
 pub(crate) use delete::DeleteError;
 pub(crate) use expand::ExpandError;
+pub(crate) use group::{GroupError, thaw_leftovers};
 pub(crate) use in_flight::{Guard, InFlight, Pending};
 pub use in_flight::{Operation, Operations};
 pub(crate) use layer::{CallLayer, Metrics};
+pub(crate) use metadata::MetadataError;
 pub(crate) use modify::ModifyError;
 pub(crate) use origin::OriginError;
 pub(crate) use publish::PublishError;
@@ -46,7 +50,7 @@ pub(crate) use stats::StatsError;
 pub(crate) use volume::VolumeError;
 
 use crate::{
-    StorageSettings,
+    PoolKind, StorageSettings,
     store::{Attachments, Pools},
 };
 
@@ -76,8 +80,13 @@ impl State {
 
 impl State {
     /// Whether any pool makes snapshots and clones. The config alone decides, whatever disk is there just now.
-    fn copies(&self) -> bool {
+    pub(crate) fn copies(&self) -> bool {
         self.pools.iter().any(|pool| pool.abilities().copies())
+    }
+
+    /// Whether any pool has raw block volumes.
+    pub(crate) fn keeps_images(&self) -> bool {
+        self.pools.iter().any(|pool| pool.settings.kind == PoolKind::Image)
     }
 }
 

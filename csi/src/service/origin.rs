@@ -25,7 +25,7 @@ pub(super) struct Origin<'a> {
     pub(super) family: VolumeId,
     /// The volume that it is, or that its snapshot was cut from.
     pub(super) volume: VolumeId,
-    _guard: Guard,
+    guard: Guard,
 }
 
 /// What a request names as the source, before it was looked for.
@@ -90,7 +90,7 @@ impl<'a> Origin<'a> {
                 let path = content_path(&pool.folder(&*record), record.content.kind());
                 let (content, bytes, family) = (record.content.clone(), record.bytes, record.family.clone());
                 let (source, volume) = (Source::Snapshot(record.id.clone()), record.volume.clone());
-                Ok(Self { pool, source, path, content, bytes, family, volume, _guard: guard })
+                Ok(Self { pool, source, path, content, bytes, family, volume, guard })
             }
         }
     }
@@ -112,7 +112,14 @@ impl<'a> Origin<'a> {
         }
         let (content, bytes, family) = (record.content.clone(), record.bytes, record.family().clone());
         let (source, volume) = (Source::Volume(record.id.clone()), record.id.clone());
-        Ok(Self { pool, source, path, content, bytes, family, volume, _guard: guard })
+        Ok(Self { pool, source, path, content, bytes, family, volume, guard })
+    }
+}
+
+impl Origin<'_> {
+    /// Goes on to hold it without saying what it is.
+    pub(super) fn into_guard(self) -> Guard {
+        self.guard
     }
 }
 

@@ -138,6 +138,13 @@ impl Draft<'_> {
         &self.folder
     }
 
+    /// Makes a folder in the draft, for a member of a group.
+    pub(crate) fn make_folder(&self, name: &str) -> Result<PathBuf, StoreError> {
+        let folder = self.folder.join(name);
+        DirBuilder::new().mode(0o700).create(&folder).map_err(StoreError::io("create", &folder))?;
+        Ok(folder)
+    }
+
     /// Makes the draft what `record` says: from the rename on it is. `content` is synced before, if it isn't yet.
     pub(crate) fn commit<T: Kept + Promise>(self, record: T, content: Option<&File>) -> Result<Arc<T>, StoreError> {
         self.seal(&self.folder, &record, content)?;

@@ -62,7 +62,7 @@ impl Source {
 pub(crate) struct SnapshotRecord {
     /// The snapshot's id; the folder's name as well.
     pub(crate) id: SnapshotId,
-    /// The name that it was created under.
+    /// The name that it was created under; empty in a group, which has one.
     pub(crate) name: String,
     /// The volume it was cut from, which may be gone.
     pub(crate) volume: VolumeId,

@@ -29,6 +29,7 @@ pub(crate) struct Metrics {
     seconds: Family<MethodLabel, Histogram, fn() -> Histogram>,
     waiting: Gauge,
     available: Family<PoolLabel, Gauge>,
+    freezes: Histogram,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -55,7 +56,8 @@ impl Metrics {
         }
         let seconds = Family::new_with_constructor(histogram as fn() -> Histogram);
         let (waiting, available) = (Gauge::default(), Family::default());
-        let metrics = Self { calls: Family::default(), seconds, waiting, available };
+        let freezes = histogram();
+        let metrics = Self { calls: Family::default(), seconds, waiting, available, freezes };
         registry.register("keelson_storage_rpc", "CSI calls by method and gRPC code", metrics.calls.clone());
         registry.register("keelson_storage_rpc_duration_seconds", "Time that CSI calls took", metrics.seconds.clone());
         registry.register("keelson_storage_rpc_in_flight", "CSI calls running now", metrics.waiting.clone());
@@ -64,7 +66,17 @@ impl Metrics {
             "Whether the pool was recognised and could be written to when it was last used",
             metrics.available.clone(),
         );
+        registry.register(
+            "keelson_storage_group_freeze_seconds",
+            "For how long filesystems were frozen for a group of snapshots",
+            metrics.freezes.clone(),
+        );
         metrics
+    }
+
+    /// Counts a freeze.
+    pub(crate) fn observe_freeze(&self, pause: Duration) {
+        self.freezes.observe(pause.as_secs_f64());
     }
 
     /// Tells of each pool whether it is available.
