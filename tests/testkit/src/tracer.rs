@@ -82,7 +82,12 @@ impl Tracer {
             }
         };
         let thread = thread::Builder::new().name("tracer".to_owned()).spawn(work)?;
-        let attached = attached.recv().expect("the tracer answers");
+        // What the process does of its own accord may be the point already: then it is hit before all of it is traced.
+        let attached = attached.recv().or_else(|gone| match &*lock(&aim) {
+            Aim::Hit(_) => Ok(Ok(())),
+            Aim::Armed | Aim::Disarmed => Err(gone),
+        });
+        let attached = attached.expect("the tracer answers");
         let tracer = Self { process, thread: Some(thread), aim };
         attached.map(|()| tracer)
     }
