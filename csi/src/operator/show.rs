@@ -82,7 +82,7 @@ pub fn show(settings: &StorageSettings, selector: &str, running: &Running) -> Re
     let mut shown: Vec<Shown> = items
         .iter()
         .filter(|item| item.is_called(selector))
-        .map(|item| show_item(item, &items, &picture, running))
+        .map(|item| show_item(item, &items, settings, &picture, running))
         .collect();
     for (pool, record) in
         survey.groups().filter(|(_, record)| record.id.as_str() == selector || record.name == selector)
@@ -121,7 +121,13 @@ fn bare(kind: ShownKind, folder: String, called: &[&str], running: &Running) -> 
     }
 }
 
-fn show_item(item: &Item<'_>, all: &[Item<'_>], picture: &Picture, running: &Running) -> Shown {
+fn show_item(
+    item: &Item<'_>,
+    all: &[Item<'_>],
+    settings: &StorageSettings,
+    picture: &Picture,
+    running: &Running,
+) -> Shown {
     let kind = match &item.subject {
         Subject::Volume(record) => ShownKind::Volume(volume_report(item, record, picture)),
         Subject::Snapshot(record) => ShownKind::Snapshot(snapshot_report(item, record)),
@@ -142,7 +148,7 @@ fn show_item(item: &Item<'_>, all: &[Item<'_>], picture: &Picture, running: &Run
             attachment.published.iter().map(|publication| publication.target.to_string()).collect();
     }
     shown.relatives = relatives(item, all);
-    shown.findings = examine(item, picture);
+    shown.findings = examine(item, settings, picture);
     shown
 }
 

@@ -1,5 +1,7 @@
 //! What the kernel and the state directory have of volumes that the pools don't.
 
+use std::path::Path;
+
 use keelson_host::Mount;
 
 use super::super::{
@@ -12,7 +14,7 @@ use crate::{
     kernel::{KernelError, loop_device::BoundLoop},
     policy::VolumeId,
     registration,
-    store::{Attachment, Attachments, Lookup, VolumeRecord},
+    store::{Attachment, Attachments, Lookup, Pool, VolumeRecord},
 };
 
 pub(super) fn examine(
@@ -77,25 +79,30 @@ pub(in crate::operator) fn is_nobodys(
     id: &VolumeId,
     attachment: &Attachment,
 ) -> bool {
-    let is_known = |pool| !matches!(crate::store::Pool::find::<VolumeRecord>(pool, id), Lookup::Absent);
+    let is_known = |pool| !matches!(Pool::find::<VolumeRecord>(pool, id), Lookup::Absent);
     if !survey.unread().is_empty() || survey.read().any(is_known) {
         return false;
     }
-    let is_mounted = |path: &std::path::Path| picture.mounts.iter().any(|mount| mount.point == path);
+    let is_mounted = |path: &Path| picture.mounts.iter().any(|mount| mount.point == path);
     let paths = attachment.published.iter().map(|publication| &publication.target);
     let mut paths = paths.chain(attachment.staged.iter().map(|staged| &staged.path));
     let bound = picture.loops.iter().any(|one| id_of_image(&one.file) == Some(id.as_str()));
     !bound && !paths.any(|path| is_mounted(path.as_path()))
 }
 
-/// Loop devices whose image lay in a pool and is deleted. A pool on the same filesystem must have been read: else nobody
-/// knows whose it was.
+/// Loop devices whose image lay in a pool that was read, and is deleted: by the file's path and its filesystem. One that
+/// lay elsewhere on that filesystem is somebody else's.
 pub(in crate::operator) fn deleted_loops<'a>(
     survey: &'a Survey,
     picture: &'a Picture,
 ) -> impl Iterator<Item = &'a BoundLoop> {
-    let devices: Vec<u64> = survey.read().filter_map(crate::store::Pool::device).collect();
-    picture.loops.iter().filter(move |one| one.deleted && devices.contains(&one.identity.0))
+    let pools: Vec<&Pool> = survey.read().collect();
+    let is_in = |one: &BoundLoop, pool: &Pool| {
+        let settings = &pool.settings;
+        let is_below = one.file.starts_with(&settings.path) || one.file.starts_with(&settings.resolved);
+        is_below && pool.device() == Some(one.identity.0)
+    };
+    picture.loops.iter().filter(move |one| one.deleted && pools.iter().any(|pool| is_in(one, pool)))
 }
 
 /// Where what is behind a loop device is mounted.
@@ -109,17 +116,17 @@ const DELETED: &str = "//deleted";
 /// A mount of a volume's directory, of a pool that was read, that has no record any more.
 fn directory_of_nobody(survey: &Survey, mount: &Mount) -> Option<Finding> {
     let root = mount.root.to_str()?;
-    let root = std::path::Path::new(root.strip_suffix(DELETED).unwrap_or(root));
+    let root = Path::new(root.strip_suffix(DELETED).unwrap_or(root));
     let folder = root.parent().filter(|_| root.file_name().is_some_and(|name| name == "data"))?;
     let id = id_named(folder)?.parse::<VolumeId>().ok()?;
     if !survey.unread().is_empty() {
         return None;
     }
     // Another filesystem may hold a pool of another node config.
-    let same = |pool: &&crate::store::Pool| {
+    let same = |pool: &&Pool| {
         pool.device().is_some_and(|device| (rustix::fs::major(device), rustix::fs::minor(device)) == mount.device)
     };
-    let is_absent = |pool: &crate::store::Pool| matches!(pool.find::<VolumeRecord>(&id), Lookup::Absent);
+    let is_absent = |pool: &Pool| matches!(pool.find::<VolumeRecord>(&id), Lookup::Absent);
     if survey.read().find(same).is_none() || !survey.read().all(is_absent) {
         return None;
     }

@@ -2,27 +2,32 @@
 
 use std::{fs, os::unix::fs::MetadataExt, path::Path};
 
+use keelson_host::HostRoot;
+
 use super::super::{
     Finding,
     picture::{Picture, pod_of},
     survey::Item,
 };
 use crate::{
+    StorageSettings,
     kernel::{
         loop_device::BoundLoop,
         superblock::{self, Signature},
     },
-    policy::{Content, Provisioning},
+    policy::{Access, Content, FilesystemType, Provisioning},
+    store::Attachment,
 };
 
 const RESTORE: &str = "restore it from a snapshot or a backup; if its data isn't needed, delete its claim";
 
 /// What is wrong with it; nothing if it was deleted meanwhile.
-pub(in crate::operator) fn examine(item: &Item<'_>, picture: &Picture) -> Vec<Finding> {
+pub(in crate::operator) fn examine(item: &Item<'_>, settings: &StorageSettings, picture: &Picture) -> Vec<Finding> {
     let path = item.path();
     let of = (item.title(), path.to_string_lossy().into_owned());
     let mut findings = if item.is_image() { image(item, &path, &of) } else { directory(&path, &of) };
     findings.extend(devices(item, picture, &of));
+    findings.extend(mounted(item, settings, picture, &of));
     findings.extend(unexplained(item, picture));
     if item.is_gone() { Vec::new() } else { findings }
 }
@@ -118,6 +123,44 @@ fn devices(item: &Item<'_>, picture: &Picture, of: &(String, String)) -> Vec<Fin
         }
     }
     findings
+}
+
+/// What the kernel tells of the filesystem while it is mounted.
+fn mounted(item: &Item<'_>, settings: &StorageSettings, picture: &Picture, of: &(String, String)) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if let Content::Filesystem { filesystem: FilesystemType::Ext4, .. } = item.content() {
+        for one in picture.loops_of(item) {
+            if let Some(count) = ext4_errors(&settings.root, one.device.number) {
+                let problem = format!("its filesystem, mounted from {}, has recorded {count} errors", node(one));
+                let remedy = "stop its Pods, and repair a copy of the image with `e2fsck -f`; the kernel's log says what they were";
+                findings.push(Finding::error("filesystem-errors", of, problem, remedy));
+            }
+        }
+    }
+    let wants_writing = |attachment: &Attachment| {
+        let staged = attachment.staged.as_ref();
+        staged.is_some_and(|staged| {
+            let by_option =
+                matches!(&staged.capability.access, Access::Mount { options, .. } if options.is_read_only());
+            !staged.capability.is_read_only() && !by_option
+        })
+    };
+    if picture.attachment(item.id()).is_some_and(wants_writing)
+        && let Some(mount) =
+            picture.mounts_of(item).into_iter().find(|mount| mount.super_options.iter().any(|one| one == "ro"))
+    {
+        let problem =
+            format!("it was staged for writing, but its filesystem at {} is read-only", mount.point.display());
+        let remedy = "look at the kernel's log for why; the filesystem protects itself from errors of the disk";
+        findings.push(Finding::error("filesystem-read-only", of, problem, remedy));
+    }
+    findings
+}
+
+/// The errors that ext4 has recorded in its superblock, if there are some and it is mounted.
+fn ext4_errors(root: &HostRoot, number: u32) -> Option<u64> {
+    let count = fs::read_to_string(root.join(format!("sys/fs/ext4/loop{number}/errors_count"))).ok()?;
+    count.trim().parse().ok().filter(|count| *count > 0)
 }
 
 /// Mounts that nobody is recorded to have asked for. What the kubelet makes of a recorded publication is explained by

@@ -81,7 +81,7 @@ pub fn fsck(settings: &StorageSettings, request: &FsckRequest) -> Result<FsckRep
         report.findings.extend(pool::examine(settings, &survey)?);
         report.findings.extend(attached::examine(settings, &survey, &picture)?);
     }
-    report.findings.extend(chosen.iter().flat_map(|item| examine(item, &picture)));
+    report.findings.extend(chosen.iter().flat_map(|item| examine(item, settings, &picture)));
     if request.deep {
         let helper = settings.helper.clone().with_deadline(request.deadline.unwrap_or(DEADLINE));
         for item in &chosen {

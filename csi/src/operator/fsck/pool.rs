@@ -58,7 +58,9 @@ fn contents(pool: &Pool, root: &HostRoot) -> Result<Vec<Finding>, OperatorError>
     let mut damaged = pool.damaged().unwrap_or_default();
     damaged.sort();
     for (name, reason) in damaged {
-        let of = (name, pool.settings.path.display().to_string());
+        let place = ["volumes", "snapshots", "groups"].map(|home| pool.settings.path.join(home).join(&name));
+        let place = place.iter().find(|place| place.exists()).unwrap_or(&pool.settings.path);
+        let of = (name, place.display().to_string());
         let remedy = "its calls fail with FAILED_PRECONDITION; restore its record (docs/formats-storage.md) or, if its \
                       data isn't needed, remove its folder while the driver is stopped";
         findings.push(Finding::error("record-unreadable", &of, reason, remedy));
