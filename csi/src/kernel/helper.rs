@@ -69,7 +69,6 @@ pub(crate) enum Request {
     #[serde(rename_all = "camelCase")]
     Unmount { target: TargetPath },
     /// Lets a mounted filesystem use so many bytes of its device.
-    #[allow(dead_code, reason = "for NodeExpandVolume, which is being built")]
     #[serde(rename_all = "camelCase")]
     Grow { filesystem: FilesystemType, target: TargetPath, bytes: u64 },
     /// Freezes filesystems until told, or so many milliseconds have passed.
