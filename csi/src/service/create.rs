@@ -21,7 +21,7 @@ use crate::{
         Abilities, Access, Capability, Changes, ContentKind, FilesystemType, OutOfRange, Parameters, Provisioning,
         Rejected, Settings, SizeRange, TOPOLOGY_KEY, VolumeId, admits, check_map, content_for, names, segments,
     },
-    store::{Lacking, Pool, Source, StoreError, Unavailable, VolumeRecord, promise_of},
+    store::{Lacking, Pace, Pool, Source, StoreError, Unavailable, VolumeRecord, promise_of},
 };
 
 /// Why no volume was created.
@@ -99,7 +99,7 @@ pub(super) fn create(state: &State, request: &CreateVolumeRequest) -> Result<Cre
     plan.pool.check_writable()?;
     // Counts until the volume counts itself.
     let needed = promise_of(plan.kind, plan.bytes, plan.pool);
-    let _reservation = state.pools.reserve(plan.pool, plan.bytes, needed)?;
+    let _reservation = state.pools.reserve(plan.pool, plan.bytes, needed, Pace::of(plan.provisioning))?;
     let id = VolumeId::generate();
     let draft = plan.pool.build(id.as_str())?;
     let (content, image) = plan.carry_out(state, draft.folder(), &guard)?;

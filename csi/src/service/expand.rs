@@ -21,7 +21,7 @@ use super::{
 use crate::{
     kernel::{KernelError, Presence, Request, content, filesystem, loop_device},
     policy::{Content, OutOfRange, Provisioning, Rejected, SizeRange, TargetPath, check_map},
-    store::{Attachment, Lacking, Reservation, StoreError, VolumeRecord, image, promise_of},
+    store::{Attachment, Lacking, Pace, Reservation, StoreError, VolumeRecord, image, promise_of},
 };
 
 /// Why a volume did not grow.
@@ -169,7 +169,7 @@ fn lengthen(file: &File, bytes: u64, provisioning: Provisioning) -> io::Result<(
 fn reserve(volume: &Volume<'_>, bytes: u64) -> Result<Reservation, ExpandError> {
     let (kind, pool) = (volume.record.content.kind(), volume.pool);
     let more = promise_of(kind, bytes, pool).saturating_sub(promise_of(kind, volume.record.bytes, pool));
-    volume.state.pools.reserve(pool, bytes, more).map_err(ExpandError::Lacking)
+    volume.state.pools.reserve(pool, bytes, more, Pace::of(volume.record.provisioning)).map_err(ExpandError::Lacking)
 }
 
 /// Where nothing enforces a size, it is what was asked for.

@@ -9,7 +9,7 @@ use super::{Guard, Pending, State, request::required};
 use crate::{
     kernel::{KernelError, Presence},
     policy::{Content, VolumeId},
-    store::{LookupError, Pool, SnapshotRecord, Source, VolumeRecord, content_path},
+    store::{LookupError, Pool, SnapshotRecord, Source, Turn, VolumeRecord, content_path},
 };
 
 /// A volume or snapshot that is copied: nobody deletes it while this is held.
@@ -26,6 +26,7 @@ pub(super) struct Origin<'a> {
     /// The volume that it is, or that its snapshot was cut from.
     pub(super) volume: VolumeId,
     guard: Guard,
+    _turn: Turn<'a>,
 }
 
 /// What a request names as the source, before it was looked for.
@@ -90,7 +91,8 @@ impl<'a> Origin<'a> {
                 let path = content_path(&pool.folder(&*record), record.content.kind());
                 let (content, bytes, family) = (record.content.clone(), record.bytes, record.family.clone());
                 let (source, volume) = (Source::Snapshot(record.id.clone()), record.volume.clone());
-                Ok(Self { pool, source, path, content, bytes, family, volume, guard })
+                let _turn = pool.enter().map_err(LookupError::from)?;
+                Ok(Self { pool, source, path, content, bytes, family, volume, guard, _turn })
             }
         }
     }
@@ -99,6 +101,7 @@ impl<'a> Origin<'a> {
     pub(super) fn volume(state: &'a State, id: &str, operation: &'static str) -> Result<Self, OriginError> {
         let guard = state.in_flight.begin_shared(id, operation)?;
         let (pool, record) = state.pools.locate::<VolumeRecord>(id)?;
+        let _turn = pool.enter().map_err(LookupError::from)?;
         let abilities = pool.abilities();
         if !abilities.copies() {
             return Err(OriginError::NoCopies { id: id.to_owned(), pool: pool.settings.name.clone() });
@@ -112,7 +115,7 @@ impl<'a> Origin<'a> {
         }
         let (content, bytes, family) = (record.content.clone(), record.bytes, record.family().clone());
         let (source, volume) = (Source::Volume(record.id.clone()), record.id.clone());
-        Ok(Self { pool, source, path, content, bytes, family, volume, guard })
+        Ok(Self { pool, source, path, content, bytes, family, volume, guard, _turn })
     }
 }
 

@@ -24,7 +24,7 @@ use crate::{
     kernel::content,
     policy::{SnapshotId, TOPOLOGY_KEY, admits, charge, check_map, check_snapshot_parameters, names, segments},
     store::{
-        Kept, Lacking, LookupError, Pool, Reservation, SnapshotRecord, StoreError, Unavailable, VolumeRecord,
+        Kept, Lacking, LookupError, Pace, Pool, Reservation, SnapshotRecord, StoreError, Unavailable, VolumeRecord,
         content_path,
     },
 };
@@ -125,6 +125,7 @@ pub(super) fn delete(state: &State, request: &DeleteSnapshotRequest) -> Result<D
     if let Some(group) = &record.group {
         return Err(SnapshotError::Member { id: id.to_owned(), group: group.to_string() });
     }
+    let _turn = pool.enter()?;
     pool.remove(&*record)?;
     tracing::info!(snapshot = id, name = record.name, pool = pool.settings.name, "snapshot deleted");
     Ok(DeleteSnapshotResponse {})
@@ -202,7 +203,7 @@ impl Space {
     /// Keeps what it comes to as far as can be told before the cut.
     pub(super) fn reserve(state: &State, origin: &Origin<'_>) -> Result<Self, SnapshotError> {
         let taken = held(&origin.path, origin)?;
-        let reservation = state.pools.reserve(origin.pool, taken, charge(taken))?;
+        let reservation = state.pools.reserve(origin.pool, taken, charge(taken), pace(origin))?;
         Ok(Self { taken, reservations: vec![reservation] })
     }
 
@@ -210,10 +211,15 @@ impl Space {
     pub(super) fn keep(&mut self, state: &State, origin: &Origin<'_>, held: u64) -> Result<(), SnapshotError> {
         let missing = charge(held).saturating_sub(charge(self.taken));
         if missing > 0 {
-            self.reservations.push(state.pools.reserve(origin.pool, held, missing)?);
+            self.reservations.push(state.pools.reserve(origin.pool, held, missing, pace(origin))?);
         }
         Ok(())
     }
+}
+
+/// A snapshot that shares its blocks takes none until its volume is overwritten.
+fn pace(origin: &Origin<'_>) -> Pace {
+    if origin.pool.abilities().shares_blocks { Pace::AsWritten } else { Pace::AtOnce }
 }
 
 /// The content of a volume as of one instant, in a folder that is no snapshot yet.

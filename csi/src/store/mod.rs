@@ -22,6 +22,6 @@ pub(crate) use identity::{Fitness, Remembered, fitness, is_some_pool};
 pub(crate) use index::Kept;
 pub(crate) use look::Sight;
 pub(crate) use pool::{Lookup, Pool, StoreError, Turn, Unavailable};
-pub(crate) use pools::{Lacking, LookupError, Pools, Reservation, Room};
+pub(crate) use pools::{Lacking, LookupError, Pace, Pools, Reservation, Room};
 pub(crate) use record::{GroupRecord, SnapshotRecord, Source, VolumeRecord, content_path, data, image};
 pub(crate) use space::{Promise, promise_of};

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     config::PoolSettings,
-    policy::{ForeignId, VolumeId, available, largest_volume},
+    policy::{ForeignId, Provisioning, VolumeId, available, largest_volume},
 };
 
 /// The pools of the config.
@@ -44,6 +44,24 @@ pub(crate) enum Lacking {
     Space { pool: String, bytes: u64, largest: u64 },
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+/// When something takes the space that it is promised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pace {
+    /// Bit by bit, if at all.
+    AsWritten,
+    /// When it is made.
+    AtOnce,
+}
+
+impl Pace {
+    pub(crate) fn of(provisioning: Provisioning) -> Self {
+        match provisioning {
+            Provisioning::Thin => Self::AsWritten,
+            Provisioning::Thick => Self::AtOnce,
+        }
+    }
 }
 
 /// Space that is kept for something in the making, until dropped. By then it counts itself.
@@ -171,14 +189,19 @@ impl Pools {
         self.count(pool, *reserved)
     }
 
-    /// Keeps `needed` bytes for something of `bytes`.
-    pub(crate) fn reserve(&self, pool: &Pool, bytes: u64, needed: u64) -> Result<Reservation, Lacking> {
+    /// Keeps `needed` bytes for something of `bytes`, which takes them at that `pace`.
+    pub(crate) fn reserve(&self, pool: &Pool, bytes: u64, needed: u64, pace: Pace) -> Result<Reservation, Lacking> {
         let making = self.making(pool);
         let mut reserved = lock(&making);
         let room = self.count(pool, *reserved)?;
-        if needed > room.available {
+        let available = match pace {
+            Pace::AsWritten => room.available,
+            // However much is promised beyond what there is: this has to be there.
+            Pace::AtOnce => room.available.min(room.free.saturating_sub(room.reserve)),
+        };
+        if needed > available {
             let pool = pool.settings.name.clone();
-            return Err(Lacking::Space { pool, bytes, largest: largest_volume(room.available) });
+            return Err(Lacking::Space { pool, bytes, largest: largest_volume(available) });
         }
         *reserved += needed;
         drop(reserved);
