@@ -14,7 +14,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    kernel::{Helper, filesystem},
+    kernel::{Helper, filesystem, subvolume},
     policy::{Reserve, names, overlap},
     store::{self, Fitness, Remembered},
 };
@@ -330,6 +330,17 @@ impl PoolSection {
                 Err(error) => {
                     problems.push(path_problem(format!("can't be looked at ({error})"), "name a directory"));
                 }
+            }
+        }
+        if problems.0.is_empty() && self.kind == PoolKind::Subvolume && !absent {
+            let on_btrfs = existing_ancestor(&path).and_then(fs::File::open).and_then(subvolume::is_btrfs);
+            if !on_btrfs.unwrap_or(true) {
+                problems.push(Problem::new(
+                    format!("{at}.kind"),
+                    self.kind.as_str(),
+                    format!("needs btrfs, but {} lies on another filesystem", path.display()),
+                    "mount the btrfs there first, or use kind image or directory",
+                ));
             }
         }
         // What else is wrong with the path is the better reason.

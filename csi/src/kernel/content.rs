@@ -1,9 +1,10 @@
 //! The content of volumes and snapshots: a raw file, a directory, or a subvolume.
 
 use std::{
-    fs::{DirBuilder, File, OpenOptions},
+    ffi::OsStr,
+    fs::{self, DirBuilder, File, OpenOptions, Permissions},
     io,
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::Path,
 };
 
@@ -12,6 +13,7 @@ use rustix::fs::FallocateFlags;
 use super::{
     image,
     reflink::{self, CloneError},
+    subvolume,
 };
 use crate::policy::ContentKind;
 
@@ -33,15 +35,31 @@ pub(crate) fn create_directory(path: &Path) -> io::Result<()> {
     DirBuilder::new().mode(0o755).create(path)
 }
 
+/// Makes an empty subvolume that everybody may look into.
+pub(crate) fn create_subvolume(path: &Path) -> io::Result<()> {
+    let (home, name) = place(path)?;
+    subvolume::create(&home, name).map_err(|error| error.source)?;
+    fs::set_permissions(path, Permissions::from_mode(0o755))
+}
+
+/// The directory in which `path` lies, and its name there.
+fn place(path: &Path) -> io::Result<(File, &str)> {
+    let (Some(home), Some(name)) = (path.parent(), path.file_name().and_then(OsStr::to_str)) else {
+        return Err(io::ErrorKind::InvalidFilename.into());
+    };
+    Ok((File::open(home)?, name))
+}
+
 /// Copies the content at `source` to the new path `target`: at once and as of one instant where blocks can be shared,
 /// else by reading and writing what isn't a hole; `progress` is told how many bytes were copied.
 ///
-/// Gives the new image, which isn't synced; nothing for a directory or subvolume.
+/// Gives the new image, which isn't synced; nothing for a subvolume, which is one that takes no writes if `read_only`.
 pub(crate) fn copy(
     source: &Path,
     target: &Path,
     kind: ContentKind,
     shares_blocks: bool,
+    read_only: bool,
     progress: impl FnMut(u64),
 ) -> io::Result<Option<File>> {
     match kind {
@@ -57,11 +75,24 @@ pub(crate) fn copy(
             reflink::copy_sparse(&source, &file, progress)?;
             Ok(Some(file))
         }
-        ContentKind::Directory | ContentKind::Subvolume => Err(io::ErrorKind::Unsupported.into()),
+        ContentKind::Subvolume => {
+            let (home, name) = place(target)?;
+            subvolume::snapshot(File::open(source)?, home, name, read_only).map_err(|error| error.source)?;
+            Ok(None)
+        }
+        ContentKind::Directory => Err(io::ErrorKind::Unsupported.into()),
     }
 }
 
-/// What the image at `path` takes on its disk, shared or not, in bytes.
-pub(crate) fn taken(path: &Path) -> io::Result<u64> {
-    Ok(std::fs::metadata(path)?.blocks().saturating_mul(512))
+/// What the image or subvolume at `path` takes on its disk, shared or not, in bytes; none if nobody counts that. A
+/// subvolume's is that of the last transaction, of which making a snapshot is one.
+pub(crate) fn taken(path: &Path, kind: ContentKind) -> io::Result<Option<u64>> {
+    match kind {
+        ContentKind::Block | ContentKind::Filesystem(_) => Ok(Some(fs::metadata(path)?.blocks().saturating_mul(512))),
+        ContentKind::Subvolume => {
+            let figures = subvolume::figures_at(path).map_err(|error| error.source)?;
+            Ok(figures.map(|figures| figures.referenced))
+        }
+        ContentKind::Directory => Ok(None),
+    }
 }

@@ -1,6 +1,11 @@
 //! What a filesystem says about itself.
 
-use std::{fs::File, io, os::fd::AsFd, path::Path};
+use std::{
+    fs::File,
+    io,
+    os::{fd::AsFd, unix::fs::MetadataExt},
+    path::Path,
+};
 
 use rustix::{
     fs::{FlockOperation, Mode, OFlags},
@@ -36,6 +41,36 @@ pub(crate) fn usage(file: impl AsFd) -> io::Result<Usage> {
         total_inodes: found.f_files,
         available_inodes: found.f_ffree,
     })
+}
+
+/// The name of the filesystem that `file` lies on, or its magic number where we have no name for it.
+pub(crate) fn name(file: impl AsFd) -> io::Result<String> {
+    /// include/uapi/linux/magic.h
+    const NAMES: [(u64, &str); 5] = [
+        (0xEF53, "ext4"),
+        (0x5846_5342, "xfs"),
+        (0x9123_683E, "btrfs"),
+        (0x0102_1994, "tmpfs"),
+        (0x794C_7630, "overlay"),
+    ];
+    // The type of the field differs between machines; the magic number fits all of them.
+    #[allow(clippy::cast_sign_loss, reason = "a magic number has no sign")]
+    let magic = rustix::fs::fstatfs(file)?.f_type as u64 & 0xFFFF_FFFF;
+    let known = NAMES.iter().find(|(number, _)| *number == magic);
+    Ok(known.map_or_else(|| format!("{magic:#x}"), |(_, name)| (*name).to_owned()))
+}
+
+/// A number that the filesystem at `path` has alone on this machine, whichever of its subvolumes is asked: each has a
+/// device number of its own.
+pub(crate) fn number(path: &Path) -> io::Result<u64> {
+    let file = File::open(path)?;
+    if super::subvolume::is_btrfs(&file)?
+        && let Some(uuid) = uuid(path)?
+    {
+        let (high, low) = uuid.as_u64_pair();
+        return Ok(high ^ low);
+    }
+    Ok(file.metadata()?.dev())
 }
 
 /// Writes a file's data to the disk, and waits for it. What makes them last, its metadata and the disk's own cache, is

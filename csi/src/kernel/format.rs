@@ -82,7 +82,7 @@ mod tests {
         skip_unless!(is_root(), "needs root to mount");
         for filesystem in FilesystemType::ALL {
             skip_unless!(missing(&[program(filesystem)]).is_empty(), format!("needs {}", program(filesystem)));
-            let smallest = SizeRange::smallest(ContentKind::Filesystem(filesystem));
+            let smallest = SizeRange::smallest(ContentKind::Filesystem(filesystem), true);
             let scratch = formatted(filesystem, smallest >> 20);
             let expected = Superblock { filesystem, uuid: UUID, bytes: smallest };
             let found = superblock::read(&File::open(scratch.image()).unwrap()).unwrap();

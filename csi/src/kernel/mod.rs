@@ -15,12 +15,10 @@ pub(crate) mod loop_device;
 mod mount;
 pub(crate) mod path;
 mod presence;
-#[allow(dead_code, reason = "limits of directory pools come next")]
 pub(crate) mod quota;
 #[allow(dead_code, reason = "for snapshots and clones, which are being built")]
 pub(crate) mod reflink;
 mod stock;
-#[allow(dead_code, reason = "the pools of subvolumes come next")]
 pub(crate) mod subvolume;
 #[allow(dead_code, reason = "set_ext4_uuid is for volumes made from templates, which are being built")]
 pub(crate) mod superblock;

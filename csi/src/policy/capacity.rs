@@ -17,7 +17,7 @@ const SMALLEST_XFS: u64 = 300 << 20;
 const SMALLEST_BTRFS: u64 = 128 << 20;
 
 /// A limit below this leaves no room for a single extent of metadata and data.
-const SMALLEST_SUBVOLUME: u64 = 1 << 20;
+const SMALLEST_LIMIT: u64 = 1 << 20;
 
 /// What a request without a size gets.
 const DEFAULT_BYTES: u64 = 64 << 20;
@@ -71,8 +71,8 @@ impl SizeRange {
         bytes >= self.required && self.limit.is_none_or(|limit| bytes <= limit)
     }
 
-    /// The smallest volume there can be.
-    pub(crate) fn smallest(content: ContentKind) -> u64 {
+    /// The smallest volume there can be, where the pool enforces sizes or doesn't.
+    pub(crate) fn smallest(content: ContentKind, enforced: bool) -> u64 {
         match content {
             ContentKind::Block => GRANULE,
             ContentKind::Filesystem(filesystem) => match filesystem {
@@ -80,24 +80,27 @@ impl SizeRange {
                 FilesystemType::Xfs => SMALLEST_XFS,
                 FilesystemType::Btrfs => SMALLEST_BTRFS,
             },
-            ContentKind::Directory => 0,
-            ContentKind::Subvolume => SMALLEST_SUBVOLUME,
+            ContentKind::Directory | ContentKind::Subvolume if enforced => SMALLEST_LIMIT,
+            ContentKind::Directory | ContentKind::Subvolume => 0,
         }
     }
 
     /// The size of a new volume: the smallest that it can have, which is reported as its capacity.
     ///
-    /// A copy is at least as large as its source, which has `source` bytes (0 if there is none). No size of a directory
-    /// is rounded; what was asked for is taken as it is.
-    pub(crate) fn choose(self, content: ContentKind, source: u64) -> Result<u64, OutOfRange> {
-        match content {
-            ContentKind::Block | ContentKind::Filesystem(_) | ContentKind::Subvolume => {}
-            ContentKind::Directory => return Ok(self.required),
+    /// A copy is at least as large as its source, which has `source` bytes (0 if there is none). A size that nothing
+    /// enforces isn't rounded; what was asked for is taken as it is.
+    pub(crate) fn choose(self, content: ContentKind, enforced: bool, source: u64) -> Result<u64, OutOfRange> {
+        if !enforced {
+            let smallest = self.required.max(source);
+            return match self.limit {
+                Some(limit) if limit < smallest => Err(OutOfRange::Limit { limit, smallest }),
+                _ => Ok(smallest),
+            };
         }
         if self.required > LARGEST {
             return Err(OutOfRange::TooLarge { required: self.required });
         }
-        let smallest = self.required.next_multiple_of(GRANULE).max(Self::smallest(content)).max(source);
+        let smallest = self.required.next_multiple_of(GRANULE).max(Self::smallest(content, enforced)).max(source);
         let wanted = if self.required == 0 && source == 0 { DEFAULT_BYTES.max(smallest) } else { smallest };
         match self.limit {
             Some(limit) if limit < smallest => Err(OutOfRange::Limit { limit, smallest }),
@@ -143,13 +146,18 @@ mod tests {
 
     #[track_caller]
     fn check(required: i64, limit: i64, content: ContentKind, expected: Option<u64>) {
-        let found = range(required, limit).and_then(|range| range.choose(content, 0));
+        check_where(true, required, limit, content, expected);
+    }
+
+    #[track_caller]
+    fn check_where(enforced: bool, required: i64, limit: i64, content: ContentKind, expected: Option<u64>) {
+        let found = range(required, limit).and_then(|range| range.choose(content, enforced, 0));
         assert_eq!(found.as_ref().ok(), expected.as_ref(), "{found:?}");
     }
 
     #[test]
     fn sizes() {
-        use ContentKind::{Block, Directory};
+        use ContentKind::{Block, Directory, Subvolume};
         let ext4 = ContentKind::Filesystem(FilesystemType::Ext4);
         check(64 << 20, 0, ext4, Some(67_108_864));
         check(64 << 20, 64 << 20, Block, Some(67_108_864));
@@ -166,8 +174,23 @@ mod tests {
         check(0, -1, Block, None);
         check(i64::MAX, 0, Block, None);
         check(i64::MAX, i64::MAX, ext4, None);
-        check(12_345, 12_345, Directory, Some(12_345));
-        check(0, 0, Directory, Some(0));
+        for content in [Directory, Subvolume] {
+            check(0, 0, content, Some(DEFAULT_BYTES));
+            check(1, 0, content, Some(SMALLEST_LIMIT));
+            check((2 << 20) + 1, 0, content, Some((2 << 20) + 4096));
+            check((2 << 20) + 1, (2 << 20) + 1, content, None);
+            check_where(false, 12_345, 12_345, content, Some(12_345));
+            check_where(false, 0, 0, content, Some(0));
+        }
+    }
+
+    #[test]
+    fn a_copy_is_no_smaller_than_its_source() {
+        for enforced in [true, false] {
+            let choose = |limit| range(1, limit).unwrap().choose(ContentKind::Directory, enforced, 4 << 20);
+            assert_eq!(choose(0), Ok(4 << 20));
+            assert!(choose(2 << 20).is_err());
+        }
     }
 
     #[test]
@@ -199,7 +222,7 @@ mod tests {
             limit in prop_oneof![any::<i64>(), 0..(1_i64 << 40), Just(0)],
             content in proptest::sample::select(vec![ContentKind::Block, ContentKind::Filesystem(FilesystemType::Ext4)]),
         ) {
-            if let Ok(range) = range(required, limit) && let Ok(bytes) = range.choose(content, 0) {
+            if let Ok(range) = range(required, limit) && let Ok(bytes) = range.choose(content, true, 0) {
                 prop_assert!(range.admits(bytes));
                 prop_assert_eq!(bytes % GRANULE, 0);
                 prop_assert!(bytes > 0 && i64::try_from(bytes).is_ok());

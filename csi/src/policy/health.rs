@@ -47,6 +47,8 @@ pub(crate) enum VolumeFault {
     FilesystemShutDown,
     /// What is mounted or published is no longer backed by its image.
     LoopDeviceLost,
+    /// Subvolumes that somebody made lie in it, and its limit doesn't hold there.
+    LimitEscaped,
 }
 
 impl PoolFault {
@@ -96,6 +98,7 @@ impl VolumeFault {
             Self::FilesystemErrors => "FilesystemErrors",
             Self::FilesystemShutDown => "FilesystemShutDown",
             Self::LoopDeviceLost => "LoopDeviceLost",
+            Self::LimitEscaped => "LimitEscaped",
         }
     }
 
@@ -109,7 +112,7 @@ impl VolumeFault {
             | Self::FilesystemShutDown
             | Self::LoopDeviceLost => Inaccessible,
             Self::ImageMissing | Self::ImageTruncated | Self::FilesystemLost => DataLoss,
-            Self::FilesystemReadOnly | Self::FilesystemErrors => Degraded,
+            Self::FilesystemReadOnly | Self::FilesystemErrors | Self::LimitEscaped => Degraded,
         }
     }
 
@@ -154,6 +157,7 @@ mod tests {
             V::FilesystemErrors,
             V::FilesystemShutDown,
             V::LoopDeviceLost,
+            V::LimitEscaped,
         ];
         let reasons: Vec<_> = POOL.map(V::Pool).iter().chain(&own).map(VolumeFault::reason).collect();
         let different: BTreeSet<_> = reasons.iter().collect();

@@ -15,7 +15,6 @@ pub(crate) mod names;
 mod paging;
 mod parameters;
 mod paths;
-#[allow(dead_code, reason = "limits of directory pools come next")]
 mod projects;
 mod publish;
 mod reserve;
@@ -37,7 +36,6 @@ pub(crate) use names::{ForeignId, GroupId, SnapshotId, VolumeId};
 pub(crate) use paging::{InvalidToken, Page, page};
 pub(crate) use parameters::{GroupParameters, Parameters, Provisioning, check_map, check_snapshot_parameters};
 pub(crate) use paths::{TargetPath, overlap};
-#[allow(unused_imports, reason = "limits of directory pools come next")]
 pub(crate) use projects::{PROJECTS, free_project, leaked_projects};
 pub(crate) use publish::{Publication, Verdict, may_publish, second_publish};
 pub use reserve::Reserve;

@@ -45,7 +45,10 @@ impl Plan<'_> {
                 content::create_directory(&path).map_err(failed)?;
                 return Ok((Content::Directory, None));
             }
-            ContentKind::Subvolume => return Err(failed(std::io::ErrorKind::Unsupported.into()).into()),
+            ContentKind::Subvolume => {
+                content::create_subvolume(&path).map_err(failed)?;
+                return Ok((Content::Subvolume, None));
+            }
             ContentKind::Block => (Content::Block, content::create_image(&path, self.bytes).map_err(&failed)?),
             ContentKind::Filesystem(filesystem) => self.formatted(state, filesystem, &path, hold)?,
         };
@@ -65,7 +68,7 @@ impl Plan<'_> {
         let failed = StoreError::io("copy to", path);
         let progress = origin::progress("copying", origin.source.as_str().into(), origin.bytes);
         let shares_blocks = self.pool.abilities().shares_blocks;
-        let image = content::copy(&origin.path, path, self.kind, shares_blocks, progress).map_err(&failed)?;
+        let image = content::copy(&origin.path, path, self.kind, shares_blocks, false, progress).map_err(&failed)?;
         if let Some(image) = &image {
             image.set_len(self.bytes).and_then(|()| self.fill(image)).map_err(&failed)?;
         }

@@ -103,12 +103,13 @@ pub(super) fn create(state: &State, request: &CreateVolumeRequest) -> Result<Cre
     let id = VolumeId::generate();
     let draft = plan.pool.build(id.as_str())?;
     let (content, image) = plan.carry_out(state, draft.folder(), &guard)?;
-    let record = VolumeRecord {
+    let mut record = VolumeRecord {
         source: origin.as_ref().map(|origin| origin.source.clone()),
         family: origin.as_ref().map(|origin| origin.family.clone()),
         settings: Settings::default().with(&wish.changes),
         ..VolumeRecord::new(id, wish.name, plan.bytes, plan.provisioning, content)
     };
+    state.pools.limit(plan.pool, draft.folder(), &mut record)?;
     let record = draft.commit(record, image.as_ref())?;
     let (pool, bytes) = (&plan.pool.settings.name, plan.bytes);
     tracing::info!(volume = %record.id, name = record.name, pool, bytes, "volume created");
@@ -146,7 +147,8 @@ fn plan<'a>(state: &'a State, wish: &Wish, origin: Option<&'a Origin<'a>>) -> Re
         return Err(Problem::new("parameters[provisioning]", "thick", "is not offered by this pool", remedy).into());
     }
     fit(&wish.changes, kind, pool.abilities())?;
-    let bytes = wish.range.choose(kind, origin.map_or(0, |origin| origin.bytes))?;
+    let enforced = pool.abilities().enforces_sizes;
+    let bytes = wish.range.choose(kind, enforced, origin.map_or(0, |origin| origin.bytes))?;
     Ok(Plan { pool, kind, bytes, provisioning, origin })
 }
 
@@ -203,7 +205,7 @@ fn take<'a>(
 /// A volume as the CSI messages describe it. Where nothing enforces its size, that is unknown (0), unless the pool says
 /// that it is to be told as it was asked for.
 pub(super) fn describe(pool: &Pool, record: &VolumeRecord, node: &str) -> Volume {
-    let told = pool.abilities().enforces_sizes || pool.settings.unenforced_sizes;
+    let told = pool.enforces(record) || pool.settings.unenforced_sizes;
     let bytes = if told { record.bytes } else { 0 };
     let source = record.source.as_ref().map(|source| match source {
         Source::Volume(id) => Type::Volume(VolumeSource { volume_id: id.as_str().to_owned() }),

@@ -94,7 +94,7 @@ pub(super) fn expand(
         Content::Directory | Content::Subvolume => expand_directory(&volume, range)?,
     };
     tracing::info!(volume = id, before = volume.record.bytes, bytes, "volume expanded");
-    let told = volume.pool.abilities().enforces_sizes || volume.pool.settings.unenforced_sizes;
+    let told = volume.pool.enforces(&volume.record) || volume.pool.settings.unenforced_sizes;
     // Sizes were checked to fit.
     let capacity_bytes = if told { i64::try_from(bytes).unwrap_or(i64::MAX) } else { 0 };
     Ok(NodeExpandVolumeResponse { capacity_bytes })
@@ -138,7 +138,7 @@ fn expand_image(volume: &Volume<'_>, presence: &Presence, range: SizeRange) -> R
     if length < record.bytes {
         return Err(VolumeError::WrongSize { id: volume.id(), wanted: record.bytes, found: length }.into());
     }
-    let bytes = range.choose(record.content.kind(), length)?;
+    let bytes = range.choose(record.content.kind(), true, length)?;
     if bytes > record.bytes {
         let _reservation = reserve(volume, bytes)?;
         if let Err(error) = lengthen(&file, bytes, record.provisioning) {
@@ -172,16 +172,17 @@ fn reserve(volume: &Volume<'_>, bytes: u64) -> Result<Reservation, ExpandError> 
     volume.state.pools.reserve(pool, bytes, more, Pace::of(volume.record.provisioning)).map_err(ExpandError::Lacking)
 }
 
-/// Where nothing enforces a size, it is what was asked for.
+/// Makes the record and the limit as large as `range` asks for. A killed driver leaves a record that is larger than the
+/// limit; the next scan of the pool, or a retry, raises that.
 fn expand_directory(volume: &Volume<'_>, range: SizeRange) -> Result<u64, ExpandError> {
     let record = &*volume.record;
-    let bytes = range.choose(record.content.kind(), record.bytes)?.max(record.bytes);
-    if let Some(limit) = range.limit.filter(|limit| *limit < bytes) {
-        return Err(OutOfRange::Limit { limit, smallest: bytes }.into());
-    }
+    let enforced = volume.pool.abilities().enforces_sizes;
+    let bytes = range.choose(record.content.kind(), enforced, record.bytes)?;
+    let larger = VolumeRecord { bytes, ..record.clone() };
+    let _reservation = reserve(volume, bytes)?;
     if bytes > record.bytes {
-        let _reservation = reserve(volume, bytes)?;
-        volume.pool.update(VolumeRecord { bytes, ..record.clone() })?;
+        volume.pool.update(larger.clone())?;
     }
+    volume.pool.enforce(&larger)?;
     Ok(bytes)
 }

@@ -16,7 +16,7 @@ use super::{Service, State, call::Call, request::required};
 use crate::{
     error::QueryError,
     kernel::{
-        Presence, filesystem,
+        Presence, filesystem, subvolume,
         superblock::{self, Signature},
     },
     policy::{
@@ -177,7 +177,7 @@ fn abnormal(state: &State, pool: &Pool) -> Result<Vec<Abnormal>, Unavailable> {
 fn faults_of_volume(state: &State, pool: &Pool, record: &VolumeRecord) -> Vec<Found<VolumeFault>> {
     let kind = record.content.kind();
     let path = content_path(&pool.folder(record), kind);
-    let mut faults: Vec<_> = content_fault(record, &path).into_iter().collect();
+    let mut faults: Vec<_> = content_fault(record, &path).into_iter().chain(limit_fault(kind, &path)).collect();
     // Without an image nothing can be bound to it; the mounts of before are found by what is recorded of them.
     if let Err(error) = use_faults(state, record, &path, kind, &mut faults) {
         faults.push((VolumeFault::ImageUnreadable, error));
@@ -209,6 +209,18 @@ fn content_fault(record: &VolumeRecord, path: &Path) -> Option<Found<VolumeFault
         }
         Err(error) => Some(unreadable(error)),
     }
+}
+
+/// Whether a subvolume's limit is no longer one.
+fn limit_fault(kind: ContentKind, path: &Path) -> Option<Found<VolumeFault>> {
+    if kind != ContentKind::Subvolume {
+        return None;
+    }
+    let nested = fs::File::open(path).and_then(|top| subvolume::count_nested(top).map_err(|error| error.source));
+    // What can't be opened is told of already.
+    let count = nested.ok().filter(|count| *count > 0)?;
+    let detail = format!("{count} subvolumes were made in it, which its size doesn't limit; delete them");
+    Some((VolumeFault::LimitEscaped, detail))
 }
 
 /// What is wrong with it where it is staged and published.

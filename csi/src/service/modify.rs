@@ -67,6 +67,7 @@ pub(super) fn modify(
         volume.record = after.into();
         tracing::info!(volume = id, "volume modified");
     }
+    volume.pool.enforce(&volume.record)?;
     apply(&volume, &presence, &volume.loop_options())?;
     Ok(ControllerModifyVolumeResponse {})
 }

@@ -238,18 +238,19 @@ impl Cut {
         let path = content_path(folder, kind);
         let progress = origin::progress("copying", origin.source.as_str().into(), origin.bytes);
         let created = now();
-        let image = content::copy(&origin.path, &path, kind, origin.pool.abilities().shares_blocks, progress)
+        let image = content::copy(&origin.path, &path, kind, origin.pool.abilities().shares_blocks, true, progress)
             .map_err(StoreError::io("copy to", &path))?;
         Ok(Self { created, held: held(&path, origin)?, image })
     }
 }
 
-/// What the content at `path` takes, in bytes; of a subvolume, what it can take at most.
+/// What the content at `path` takes, in bytes; where nobody counts that, what it can take at most.
 fn held(path: &Path, origin: &Origin<'_>) -> Result<u64, StoreError> {
-    if !origin.content.kind().is_image() {
+    if !origin.pool.counts() {
         return Ok(origin.bytes);
     }
-    content::taken(path).map_err(StoreError::io("look at", path))
+    let taken = content::taken(path, origin.content.kind()).map_err(StoreError::io("look at", path))?;
+    Ok(taken.unwrap_or(origin.bytes))
 }
 
 impl Service {

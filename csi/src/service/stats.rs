@@ -5,7 +5,7 @@ use keelson_proto::csi::v1::{NodeGetVolumeStatsRequest, NodeGetVolumeStatsRespon
 
 use super::{State, VolumeError, request::required};
 use crate::{
-    kernel::{KernelError, Presence, filesystem, path},
+    kernel::{KernelError, Presence, filesystem, path, subvolume},
     policy::{ContentKind, TargetPath},
     store::{VolumeRecord, content_path},
 };
@@ -27,8 +27,9 @@ impl From<Problem> for StatsError {
     }
 }
 
-/// Bytes and inodes of the volume's filesystem. A directory has none of its own: its figures are those of the pool's
-/// filesystem, as `df` shows them inside the Pod. A raw block volume has a size and nothing else.
+/// Bytes and inodes of the volume's filesystem. A directory has none of its own: its figures are those of its quota, or
+/// else of the pool's filesystem, as `df` shows them inside the Pod; a subvolume's are those of its qgroup, which `df`
+/// doesn't show. A raw block volume has a size and nothing else.
 pub(super) fn stats(
     state: &State,
     request: &NodeGetVolumeStatsRequest,
@@ -45,8 +46,8 @@ pub(super) fn stats(
     // No volume is at what can't be a target path.
     let path = TargetPath::try_from(request.volume_path.clone()).map_err(|_| not_there())?;
     let kind = record.content.kind();
-    let presence = Presence::read(&state.settings.root, &content_path(&pool.folder(&*record), kind), kind)
-        .map_err(VolumeError::from)?;
+    let content = content_path(&pool.folder(&*record), kind);
+    let presence = Presence::read(&state.settings.root, &content, kind).map_err(VolumeError::from)?;
     if !presence.is_at(&path).map_err(VolumeError::from)? {
         return Err(not_there());
     }
@@ -54,7 +55,13 @@ pub(super) fn stats(
         ContentKind::Block => vec![usage(Unit::Bytes, record.bytes, 0, 0)],
         ContentKind::Filesystem(_) | ContentKind::Directory | ContentKind::Subvolume => {
             let failed = KernelError::path(path.as_path());
-            let found = path::open(&path).and_then(filesystem::usage).map_err(failed).map_err(VolumeError::from)?;
+            let found = if kind == ContentKind::Subvolume {
+                // A handle that the kernel takes questions on: that of a target path is none.
+                std::fs::File::open(&content).and_then(|top| subvolume::usage(top).map_err(|error| error.source))
+            } else {
+                path::open(&path).and_then(filesystem::usage)
+            };
+            let found = found.map_err(failed).map_err(VolumeError::from)?;
             let used_inodes = found.total_inodes.saturating_sub(found.available_inodes);
             vec![
                 usage(Unit::Bytes, found.total_bytes, found.available_bytes, found.used_bytes),

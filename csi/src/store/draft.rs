@@ -12,7 +12,7 @@ use keelson_host::Durability;
 use super::{
     format::{create_record, write_record},
     index::{Index, Kept},
-    pool::{Pool, StoreError, lock, sync},
+    pool::{Pool, StoreError, lock},
     record::{GroupRecord, SnapshotRecord, VolumeRecord},
     space::{self, Promise},
 };
@@ -36,7 +36,12 @@ impl Pool {
             index.ledger.remove(&id);
             T::table_mut(index).remove(record.id());
         })?;
-        self.bury(&grave);
+        // As long as something has the id, it is nobody else's.
+        if self.bury(&grave)
+            && let Some(project) = record.project()
+        {
+            self.forget_project(project);
+        }
         Ok(())
     }
 
@@ -52,19 +57,19 @@ impl Pool {
             }
             index.groups.remove(&group.id);
         })?;
-        for snapshot in &group.snapshots {
-            self.bury(&grave.join(snapshot.as_str()));
-        }
         self.bury(&grave);
         Ok(())
     }
 
-    fn bury(&self, grave: &Path) {
-        if let Err(error) = tree::remove(grave) {
+    /// Whether it is gone.
+    fn bury(&self, grave: &Path) -> bool {
+        let removed = tree::remove(grave);
+        if let Err(error) = &removed {
             // Its space comes back when the next scan sweeps it.
             let path = grave.display();
             tracing::warn!(pool = self.settings.name, %path, %error, "failed to remove a deleted folder");
         }
+        removed.is_ok()
     }
 
     /// Replaces a volume's record, durably. Who calls this holds the volume.
@@ -91,7 +96,7 @@ impl Pool {
     ) -> Result<(), StoreError> {
         let _arranging = lock(&self.arranging);
         fs::rename(from, to).map_err(StoreError::io("rename", from))?;
-        let synced = sync(home).map_err(StoreError::io("sync", home));
+        let synced = self.sync(home).map_err(StoreError::io("sync", home));
         let mut index = self.lock();
         match (&synced, index.as_mut()) {
             (Ok(()), Some(known)) => change(known),
@@ -182,7 +187,7 @@ impl Draft<'_> {
         match content {
             // A new file is synced together with its name.
             Some(content) => content.sync_all().map_err(failed),
-            None => sync(folder).map_err(failed),
+            None => self.site.pool.sync_new(folder).map_err(failed),
         }
     }
 }

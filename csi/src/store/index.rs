@@ -83,7 +83,7 @@ impl<T: Kept> Table<T> {
 /// What one scan of a pool finds, and what has changed since.
 #[derive(Debug, Default)]
 pub(crate) struct Index {
-    /// The device number of the filesystem that the pool lies on.
+    /// The number of the filesystem that the pool lies on.
     pub(super) device: u64,
     pub(super) volumes: Table<VolumeRecord>,
     pub(super) snapshots: Table<SnapshotRecord>,

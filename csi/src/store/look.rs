@@ -74,7 +74,9 @@ impl Pool {
                 let shares_blocks = reflink::shares_blocks(path).map_err(IdentityError::Filesystem)?;
                 Abilities { shares_blocks, ..least }
             }
-            PoolKind::Directory | PoolKind::Subvolume => least,
+            PoolKind::Directory | PoolKind::Subvolume => {
+                Abilities { enforces_sizes: self.probe_limits(true).is_ok(), ..least }
+            }
         });
         let index = self.read()?;
         *self.lock() = Some(index);

@@ -5,6 +5,7 @@ mod draft;
 mod format;
 mod identity;
 mod index;
+mod limits;
 mod look;
 mod pool;
 mod pools;

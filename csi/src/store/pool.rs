@@ -32,7 +32,10 @@ use super::{
 };
 use crate::{
     config::{PoolKind, PoolSettings},
-    kernel::{filesystem, reflink},
+    kernel::{
+        filesystem, reflink,
+        subvolume::{self, SubvolumeError},
+    },
     policy::{Abilities, PoolFault, VolumeId},
 };
 
@@ -99,6 +102,10 @@ pub(crate) enum IdentityError {
     Busy,
     #[error("its filesystem is read-only; look at the kernel's log for why")]
     ReadOnly,
+    #[error("a pool of kind subvolume needs btrfs, and the directory lies on another filesystem: is its disk mounted?")]
+    NotBtrfs,
+    #[error("its filesystem makes no subvolumes")]
+    NoSubvolumes(#[source] SubvolumeError),
     #[error("it was lost while it was used; try again")]
     Lost,
 }
@@ -113,8 +120,11 @@ impl Unavailable {
             IdentityError::OtherPool { .. }
             | IdentityError::OtherFilesystem { .. }
             | IdentityError::OtherKind { .. }
+            | IdentityError::NotBtrfs
             | IdentityError::NotEmpty => PoolFault::WrongDisk,
-            IdentityError::Record(_) | IdentityError::Filesystem(_) => PoolFault::IoErrors,
+            IdentityError::Record(_) | IdentityError::Filesystem(_) | IdentityError::NoSubvolumes(_) => {
+                PoolFault::IoErrors
+            }
             IdentityError::InUse => PoolFault::InUse,
             IdentityError::Busy => PoolFault::NotResponding,
             IdentityError::ReadOnly => PoolFault::ReadOnly,
@@ -260,6 +270,10 @@ impl Pool {
                 if !is_empty(path).map_err(RecordError::io("list", path))? {
                     return Err(IdentityError::NotEmpty);
                 }
+                let btrfs = || File::open(path).and_then(subvolume::is_btrfs).map_err(IdentityError::Filesystem);
+                if *kind == PoolKind::Subvolume && !btrfs()? {
+                    return Err(IdentityError::NotBtrfs);
+                }
                 let marker = Marker::generate(*kind);
                 marker.write(path)?;
                 marker
@@ -328,15 +342,24 @@ impl Pool {
         let path = &self.settings.path;
         let read_only = filesystem::is_read_only(path).map_err(IdentityError::Filesystem)?;
         // On a read-only disk nothing can be tried, and nothing made.
-        let shares = match self.settings.kind {
+        let kind = self.settings.kind;
+        let shares_blocks = match kind {
             PoolKind::Image => !read_only && reflink::can_clone(path).map_err(IdentityError::Filesystem)?,
-            PoolKind::Directory | PoolKind::Subvolume => false,
+            PoolKind::Subvolume => self.probe_subvolumes(read_only).map(|()| true)?,
+            PoolKind::Directory => false,
         };
-        Ok(Abilities {
-            kind: self.settings.kind,
-            shares_blocks: shares,
-            enforces_sizes: self.settings.kind != PoolKind::Directory,
-        })
+        let limits = self.probe_limits(read_only);
+        if let Err(reason) = &limits {
+            let told = if self.settings.unenforced_sizes { "as asked for" } else { "as unknown" };
+            let pool = &self.settings.name;
+            tracing::warn!(
+                pool,
+                reason,
+                told,
+                "NOTHING ENFORCES THE SIZES OF THIS POOL'S VOLUMES: each can fill the disk"
+            );
+        }
+        Ok(Abilities { kind, shares_blocks, enforces_sizes: limits.is_ok() })
     }
 
     /// What the pool's filesystem can do; of a pool that was never available, what any of its kind can.
@@ -405,7 +428,7 @@ impl Pool {
         self.lock().is_some() && !self.read_only.load(Ordering::Relaxed)
     }
 
-    /// The device number of the filesystem that the pool lies on; none while the pool is unavailable.
+    /// The number of the filesystem that the pool lies on; none while the pool is unavailable.
     pub(crate) fn device(&self) -> Option<u64> {
         self.lock().as_ref().map(|index| index.device)
     }
@@ -415,7 +438,7 @@ impl Pool {
         let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
         let times = Timestamps { last_access: now, last_modification: now };
         rustix::fs::utimensat(rustix::fs::CWD, &self.settings.path, &times, AtFlags::SYMLINK_NOFOLLOW)?;
-        sync(&self.settings.path)
+        self.sync(&self.settings.path)
     }
 
     /// Usage of the filesystem that the pool lies on.
@@ -459,7 +482,19 @@ pub(super) fn create_directory(path: &Path) -> Result<(), RecordError> {
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(RecordError::io("create", path))
 }
 
-/// Makes the entries of a directory durable.
-pub(super) fn sync(directory: &Path) -> io::Result<()> {
-    File::open(directory)?.sync_all()
+impl Pool {
+    /// Makes the entries of a folder durable that is renamed next. Where that puts everything on the disk, nothing is to
+    /// be done now.
+    pub(super) fn sync_new(&self, folder: &Path) -> io::Result<()> {
+        if self.settings.kind == PoolKind::Subvolume { Ok(()) } else { self.sync(folder) }
+    }
+
+    /// Makes the entries of a directory durable; of subvolumes, everything that was made and renamed so far.
+    pub(super) fn sync(&self, directory: &Path) -> io::Result<()> {
+        let directory = File::open(directory)?;
+        match self.settings.kind {
+            PoolKind::Image | PoolKind::Directory => directory.sync_all(),
+            PoolKind::Subvolume => subvolume::commit(directory),
+        }
+    }
 }

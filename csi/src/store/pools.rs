@@ -8,6 +8,7 @@ use std::{
 
 use super::{
     index::Kept,
+    limits::Assigning,
     pool::{Lookup, Pool, StoreError, Unavailable, lock},
 };
 use crate::{
@@ -19,8 +20,10 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Pools {
     pools: Vec<Pool>,
-    /// For each filesystem, by device number: what is promised to what is in the making.
+    /// For each filesystem, by its number: what is promised to what is in the making.
     ledgers: Mutex<HashMap<u64, Making>>,
+    /// For each filesystem, the lock of its project ids.
+    projects: Mutex<HashMap<u64, Assigning>>,
 }
 
 /// Bytes promised to what is in the making; the lock is held while space is counted.
@@ -98,7 +101,7 @@ pub(crate) struct Room {
 impl Pools {
     pub(crate) fn new(settings: Vec<PoolSettings>, state_dir: &Path) -> Self {
         let pools = settings.into_iter().map(|settings| Pool::new(settings, state_dir)).collect();
-        Self { pools, ledgers: Mutex::default() }
+        Self { pools, ledgers: Mutex::default(), projects: Mutex::default() }
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Pool> {
@@ -211,9 +214,8 @@ impl Pools {
     /// Promises first, free space second: what a volume takes of its promise in between is then counted twice, and
     /// never not at all.
     fn count(&self, pool: &Pool, reserved: u64) -> Result<Room, StoreError> {
-        let device = pool.device();
         let (mut promised, mut taken) = (reserved, 0_u64);
-        for other in self.pools.iter().filter(|other| other.device() == device) {
+        for other in self.on_filesystem_of(pool) {
             let (its_promised, its_taken) = other.promises()?;
             promised = promised.saturating_add(its_promised);
             taken = taken.saturating_add(its_taken);
@@ -228,6 +230,16 @@ impl Pools {
     /// Tells every pool that the volume may be written to; only the one that holds it will care.
     pub(crate) fn attached(&self, id: &VolumeId) {
         self.pools.iter().for_each(|pool| pool.attached(id));
+    }
+
+    /// The pools that lie on the same filesystem, this one among them.
+    pub(super) fn on_filesystem_of(&self, pool: &Pool) -> impl Iterator<Item = &Pool> {
+        let device = pool.device();
+        self.pools.iter().filter(move |other| other.device() == device)
+    }
+
+    pub(super) fn assigning(&self, pool: &Pool) -> Assigning {
+        Arc::clone(lock(&self.projects).entry(pool.device().unwrap_or_default()).or_default())
     }
 
     /// Pools on one filesystem share its free space.

@@ -9,11 +9,11 @@ use std::{
 use super::{
     format::{RecordError, read_record},
     index::{Index, Kept},
-    pool::{Pool, create_directory, lock, sync},
+    pool::{Pool, create_directory, lock},
     record::{GroupRecord, SnapshotRecord, VolumeRecord},
     space,
 };
-use crate::kernel::tree;
+use crate::kernel::{filesystem, tree};
 
 impl Pool {
     /// Sweeps what is only half there and reads what is whole.
@@ -24,17 +24,21 @@ impl Pool {
         }
         // Something that was made or unmade without being synced: what is believed from now on must be durable.
         for directory in homes.iter().chain([&self.building()]) {
-            sync(directory).map_err(RecordError::io("sync", directory))?;
+            self.sync(directory).map_err(RecordError::io("sync", directory))?;
         }
         self.sweep()?;
         let index = self.read()?;
-        let abilities = self.abilities();
+        self.enforce_all(&index);
+        let (abilities, path) = (self.abilities(), &self.settings.path);
+        let filesystem = fs::File::open(path).and_then(filesystem::name).map_err(RecordError::io("look at", path))?;
         tracing::info!(
             pool = self.settings.name,
-            path = %self.settings.path.display(),
+            path = %path.display(),
             kind = self.settings.kind.as_str(),
+            filesystem,
             volumes = index.volumes.len(),
             snapshots = index.snapshots.len(),
+            copies = abilities.copies(),
             shares_blocks = abilities.shares_blocks,
             enforces_sizes = abilities.enforces_sizes,
             "pool is available"
@@ -45,7 +49,7 @@ impl Pool {
     /// Reads what is whole, and changes nothing. What comes or goes meanwhile may be in it or not.
     pub(super) fn read(&self) -> Result<Index, RecordError> {
         let path = &self.settings.path;
-        let device = fs::metadata(path).map_err(RecordError::io("look at", path))?.dev();
+        let device = filesystem::number(path).map_err(RecordError::io("look at", path))?;
         let mut index = Index { device, ..Index::default() };
         self.read_all::<VolumeRecord>(&self.volumes(), &mut index)?;
         self.read_all::<SnapshotRecord>(&self.snapshots(), &mut index)?;
@@ -58,15 +62,19 @@ impl Pool {
         Ok(index)
     }
 
-    /// Removes what a killed process left in `building`.
+    /// Removes what a killed process left in `building`, as far as it can be removed.
     fn sweep(&self) -> Result<(), RecordError> {
         for path in entries(&self.building())? {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             if lock(&self.sites).contains(&name) {
                 continue;
             }
-            tree::remove(&path).map_err(RecordError::io("remove", &path))?;
-            tracing::info!(pool = self.settings.name, path = %path.display(), "swept what was half made or half removed");
+            let (pool, path) = (&self.settings.name, path.as_path());
+            match tree::remove(path) {
+                Ok(()) => tracing::info!(pool, path = %path.display(), "swept what was half made or half removed"),
+                // Its space is lost until it can be removed, and nothing else.
+                Err(error) => tracing::error!(pool, path = %path.display(), %error, "failed to sweep"),
+            }
         }
         Ok(())
     }

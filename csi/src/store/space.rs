@@ -9,7 +9,7 @@ use super::{
     record::{GroupRecord, SnapshotRecord, VolumeRecord, content_path},
 };
 use crate::{
-    kernel::extents,
+    kernel::{extents, quota, subvolume},
     policy::{ContentKind, Figures, charge},
 };
 
@@ -23,11 +23,16 @@ pub(crate) trait Promise: Kept {
 
     /// What it was cut from.
     fn cut_from(&self) -> Option<&str>;
+
+    /// The project id of its quota.
+    fn project(&self) -> Option<u32> {
+        None
+    }
 }
 
 impl Promise for VolumeRecord {
     fn promise(&self, pool: &Pool) -> u64 {
-        promise_of(self.content.kind(), self.bytes, pool)
+        if pool.enforces(self) { charge(self.bytes) } else { 0 }
     }
 
     fn relatives(&self) -> Option<&str> {
@@ -36,6 +41,10 @@ impl Promise for VolumeRecord {
 
     fn cut_from(&self) -> Option<&str> {
         self.source.as_ref().map(super::record::Source::as_str)
+    }
+
+    fn project(&self) -> Option<u32> {
+        self.project
     }
 }
 
@@ -94,8 +103,13 @@ pub(super) fn enter_all(pool: &Pool, index: &mut Index) -> Result<(), RecordErro
     for snapshot in snapshots.iter() {
         ledger.insert(snapshot.id.as_str(), snapshot.family.as_str(), snapshot.promise(pool));
     }
-    // Whatever a damaged volume is, its file may be filled.
+    // Whatever a damaged volume is, its file or subvolume may be filled.
     for name in damaged.keys() {
+        let data = pool.volumes().join(name).join("data");
+        if let Ok(Some(subvolume::Figures { exclusive, limit: Some(limit), .. })) = subvolume::figures_at(&data) {
+            ledger.insert(name, name, charge(limit));
+            ledger.measured(name, 0, Figures { exclusive, shared: 0 });
+        }
         let image = pool.volumes().join(name).join("image");
         match std::fs::metadata(&image) {
             Ok(found) => {
@@ -126,6 +140,8 @@ impl Pool {
             let stale = index.ledger.stale();
             stale.into_iter().filter_map(|(key, epoch)| Subject::find(self, index, key, epoch)).collect()
         };
+        // Figures that are wrong are none; these are told later.
+        let changed = if self.counts() { changed } else { Vec::new() };
         // Without the lock: a disk that doesn't answer must not hold up who only looks whether a volume is here.
         let mut measured = Vec::with_capacity(changed.len());
         for subject in changed {
@@ -152,22 +168,24 @@ struct Subject {
     epoch: u64,
     kind: ContentKind,
     path: std::path::PathBuf,
+    /// The project of its quota.
+    project: Option<u32>,
     /// What it shared when it was measured last, if nobody but a template can share with it: that only gets less.
     shared_with_template: Option<u64>,
 }
 
 impl Subject {
     fn find(pool: &Pool, index: &Index, key: String, epoch: u64) -> Option<Self> {
-        let (folder, kind) = if let Some(volume) = key.parse().ok().and_then(|id| index.volumes.get(&id)) {
-            (pool.folder(&**volume), volume.content.kind())
+        let (folder, kind, project) = if let Some(volume) = key.parse().ok().and_then(|id| index.volumes.get(&id)) {
+            (pool.folder(&**volume), volume.content.kind(), volume.project)
         } else {
             let snapshot = key.parse().ok().and_then(|id| index.snapshots.get(&id))?;
-            (pool.folder(&**snapshot), snapshot.content.kind())
+            (pool.folder(&**snapshot), snapshot.content.kind(), None)
         };
         let before = index.ledger.figures(&key).unwrap_or_default();
         let known = index.ledger.is_alone(&key) && before != Figures::default();
         let shared_with_template = known.then_some(before.shared);
-        Some(Self { path: content_path(&folder, kind), key, epoch, kind, shared_with_template })
+        Some(Self { path: content_path(&folder, kind), project, key, epoch, kind, shared_with_template })
     }
 
     fn measure(&self, pool: &Pool) -> Result<Figures, StoreError> {
@@ -188,7 +206,23 @@ impl Subject {
                     Ok(Figures { exclusive: usage.exclusive_bytes, shared: usage.shared_bytes })
                 }
             },
-            ContentKind::Directory | ContentKind::Subvolume => Ok(Figures::default()),
+            ContentKind::Directory => match self.project {
+                Some(project) => {
+                    let quota = File::open(&self.path)
+                        .map_err(&failed)
+                        .and_then(|directory| quota::quota(directory, project).map_err(|error| failed(error.source)))?;
+                    Ok(Figures { exclusive: quota.used_bytes, shared: 0 })
+                }
+                None => Ok(Figures::default()),
+            },
+            ContentKind::Subvolume => {
+                let found = subvolume::figures_at(&self.path).map_err(|error| failed(error.source))?;
+                let shared = |found: subvolume::Figures| found.referenced.saturating_sub(found.exclusive);
+                Ok(found.map_or_else(Figures::default, |found| Figures {
+                    exclusive: found.exclusive,
+                    shared: shared(found),
+                }))
+            }
         }
     }
 }

@@ -29,10 +29,9 @@ use std::{
 
 use rustix::fs::{FileType, Mode, OFlags, Stat};
 
-#[allow(unused_imports, reason = "the pools of subvolumes come next")]
 pub(crate) use qgroup::{
-    Figures, QuotaKind, QuotaState, Removal, count_anew, enable_quota, figures, quota_state, remove_qgroup, set_limit,
-    settle, stale_qgroups, usage, wait_for_count,
+    Figures, QuotaKind, QuotaState, Removal, count_anew, enable_quota, figures, figures_at, quota_state, remove_qgroup,
+    set_limit, settle, stale_qgroups, usage, wait_for_count,
 };
 
 /// include/uapi/linux/magic.h: `BTRFS_SUPER_MAGIC`
@@ -169,6 +168,15 @@ pub(crate) fn nested(filesystem: impl AsFd, id: SubvolumeId) -> Result<Vec<Subvo
         level = next;
     }
     Err(failed("list what lies in", id)(io::Error::from_raw_os_error(libc::ELOOP)))
+}
+
+/// How many subvolumes lie in the one whose top directory `subvolume` is.
+pub(crate) fn count_nested(subvolume: impl AsFd) -> Result<usize, SubvolumeError> {
+    let subvolume = subvolume.as_fd();
+    match id(subvolume).map_err(failed("look at", "a subvolume"))? {
+        Some(id) => nested(subvolume, id).map(|found| found.len()),
+        None => Ok(0),
+    }
 }
 
 /// Deletes the subvolume `name` in `directory` with all that lie in it, and says which it was; none if there was none.

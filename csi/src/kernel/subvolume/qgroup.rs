@@ -18,11 +18,13 @@
 //! is through. Limits hold meanwhile, against wrong figures.
 
 use std::{
+    fs::File,
     io,
     os::fd::{AsFd, BorrowedFd},
+    path::Path,
 };
 
-use super::{super::filesystem::Usage, SubvolumeError, SubvolumeId, exists, failed, id, sys};
+use super::{super::filesystem::Usage, SubvolumeError, SubvolumeId, exists, failed, id, nested, sys};
 
 /// How a btrfs counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,6 +127,13 @@ pub(crate) fn figures(file: impl AsFd, id: SubvolumeId) -> Result<Option<Figures
     read().map_err(failed("ask for the figures of", id))
 }
 
+/// What the subvolume whose top directory is at `path` takes.
+pub(crate) fn figures_at(path: &Path) -> Result<Option<Figures>, SubvolumeError> {
+    let failed = failed("ask for the figures of", path.display());
+    let top = File::open(path).map_err(&failed)?;
+    id(&top).map_err(&failed)?.map(|id| figures(&top, id)).transpose().map(Option::flatten)
+}
+
 /// Makes the figures of all subvolumes current: puts everything written so far on the disk, which is what [`figures`]
 /// counts. The kernel is made to free deleted subvolumes, too, but not waited for.
 pub(crate) fn settle(file: impl AsFd) -> io::Result<()> {
@@ -132,17 +141,19 @@ pub(crate) fn settle(file: impl AsFd) -> io::Result<()> {
 }
 
 /// The usage of the volume whose top directory `volume` is: what its limit says, where it has one and the filesystem
-/// isn't fuller.
+/// isn't fuller. What lies in subvolumes that somebody made in it is counted, though nothing limits it.
 pub(crate) fn usage(volume: impl AsFd) -> Result<Usage, SubvolumeError> {
     let volume = volume.as_fd();
     let failed = failed("ask for the usage of", "a subvolume");
     let filesystem = super::super::filesystem::usage(volume).map_err(&failed)?;
     let found = id(volume).map_err(&failed)?;
-    let figures = found.map(|id| figures(volume, id)).transpose()?.flatten();
-    Ok(match figures {
-        Some(Figures { referenced, limit, .. }) => within(filesystem, referenced, limit),
-        None => filesystem,
-    })
+    let Some(id) = found else { return Ok(filesystem) };
+    let Some(own) = figures(volume, id)? else { return Ok(filesystem) };
+    let mut used = own.referenced;
+    for inner in nested(volume, id)? {
+        used = used.saturating_add(figures(volume, inner)?.map_or(0, |figures| figures.referenced));
+    }
+    Ok(within(filesystem, used, own.limit))
 }
 
 /// The usage of a volume that takes `used` bytes of a limited share of `filesystem`.
