@@ -8,24 +8,27 @@
 
 mod common;
 
-use std::{env, os::unix::fs::MetadataExt, time::Instant};
+use std::{env, os::unix::fs::MetadataExt, process::Command, time::Instant};
 
 use common::{
-    MIB, Place, block, capability,
-    disk::Disk,
+    MIB, Place, block, capability, connect,
+    disk::{Disk, run},
     mounted, names,
     process::{Clients, PATIENCE, Process},
     publication, request,
 };
 use keelson_proto::csi::v1::{
-    CapacityRange, ControllerModifyVolumeRequest, DeleteVolumeRequest, GetCapacityRequest, ListVolumesRequest,
-    NodeExpandVolumeRequest, NodeStageVolumeRequest, NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest,
-    VolumeCapability,
+    CapacityRange, ControllerModifyVolumeRequest, CreateSnapshotRequest, CreateVolumeGroupSnapshotRequest,
+    DeleteSnapshotRequest, DeleteVolumeGroupSnapshotRequest, DeleteVolumeRequest, GetCapacityRequest,
+    ListVolumesRequest, NodeExpandVolumeRequest, NodeStageVolumeRequest, NodeUnpublishVolumeRequest,
+    NodeUnstageVolumeRequest, VolumeCapability, VolumeContentSource,
+    group_controller_client::GroupControllerClient,
     volume_capability::{AccessType, MountVolume, access_mode::Mode},
+    volume_content_source::{SnapshotSource, Type},
 };
 use keelson_testkit::{Chance, Doom, Hit, Tracer, can_trace, missing, skip_unless, wait_until_async};
 use serde_json::Value;
-use tonic::Status;
+use tonic::{Status, transport::Channel};
 
 /// One call in a volume's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,10 +41,21 @@ enum Step {
     Modify,
     Unpublish,
     Unstage,
+    /// CreateSnapshot, and what follows from it.
+    Cut,
+    Clone,
+    DropClone,
+    DropCut,
+    /// CreateVolumeGroupSnapshot with a freeze.
+    CutGroup,
+    DropGroup,
     Delete,
 }
 
-use Step::{Create, Delete, Expand, Modify, Publish, Stage, Unpublish, Unstage};
+use Step::{
+    Clone as CloneCut, Create, Cut, CutGroup, Delete, DropClone, DropCut, DropGroup, Expand, Modify, Publish, Stage,
+    Unpublish, Unstage,
+};
 
 /// What is lived again and again.
 struct Scene {
@@ -62,6 +76,9 @@ const WHOLE_LIFE: &[Step] = &[Create, Stage, Publish, Unpublish, Unstage, Delete
 /// Only the steps of a volume that changes; the others are killed elsewhere.
 const CHANGES: &[Step] = &[Create, Stage, Expand, Modify, Unstage, Delete];
 
+/// What is cut from a volume that is staged.
+const SNAPSHOTS: &[Step] = &[Create, Stage, Cut, CutGroup, Unstage, CloneCut, DropClone, DropCut, DropGroup, Delete];
+
 /// What it grows to.
 const GROWN: i64 = 384 * MIB;
 
@@ -71,6 +88,10 @@ struct Life<'a> {
     place: &'a Place,
     name: String,
     id: String,
+    /// The ids of its snapshot, of that one's clone, and of its group with the members.
+    cut: String,
+    clone: String,
+    group: (String, Vec<String>),
 }
 
 impl Life<'_> {
@@ -132,6 +153,52 @@ impl Life<'_> {
                 let request = NodeUnstageVolumeRequest { volume_id, staging_target_path: staging };
                 node.node_unstage_volume(request).await.map(drop)
             }
+            Cut => {
+                let name = self.name.clone();
+                let request =
+                    CreateSnapshotRequest { source_volume_id: volume_id, name, ..CreateSnapshotRequest::default() };
+                let cut = controller.create_snapshot(request).await?.into_inner().snapshot.unwrap();
+                answered_once(&mut self.cut, cut.snapshot_id);
+                Ok(())
+            }
+            CloneCut => {
+                let source = Type::Snapshot(SnapshotSource { snapshot_id: self.cut.clone() });
+                let mut wish = request(&format!("{}-clone", self.name), self.scene.bytes, capability);
+                wish.volume_content_source = Some(VolumeContentSource { r#type: Some(source) });
+                let clone = controller.create_volume(wish).await?.into_inner().volume.unwrap();
+                answered_once(&mut self.clone, clone.volume_id);
+                Ok(())
+            }
+            DropClone => {
+                let request = DeleteVolumeRequest { volume_id: self.clone.clone(), ..DeleteVolumeRequest::default() };
+                controller.delete_volume(request).await.map(drop)
+            }
+            DropCut => {
+                let request =
+                    DeleteSnapshotRequest { snapshot_id: self.cut.clone(), ..DeleteSnapshotRequest::default() };
+                controller.delete_snapshot(request).await.map(drop)
+            }
+            CutGroup => {
+                let request = CreateVolumeGroupSnapshotRequest {
+                    name: self.name.clone(),
+                    source_volume_ids: vec![volume_id],
+                    parameters: [("freeze".to_owned(), "true".to_owned())].into(),
+                    ..CreateVolumeGroupSnapshotRequest::default()
+                };
+                let answer = self.groups().await?.create_volume_group_snapshot(request).await?;
+                let group = answer.into_inner().group_snapshot.unwrap();
+                answered_once(&mut self.group.0, group.group_snapshot_id);
+                self.group.1 = group.snapshots.into_iter().map(|member| member.snapshot_id).collect();
+                Ok(())
+            }
+            DropGroup => {
+                let request = DeleteVolumeGroupSnapshotRequest {
+                    group_snapshot_id: self.group.0.clone(),
+                    snapshot_ids: self.group.1.clone(),
+                    ..DeleteVolumeGroupSnapshotRequest::default()
+                };
+                self.groups().await?.delete_volume_group_snapshot(request).await.map(drop)
+            }
             Delete => {
                 let request = DeleteVolumeRequest { volume_id, ..DeleteVolumeRequest::default() };
                 controller.delete_volume(request).await.map(drop)
@@ -139,12 +206,39 @@ impl Life<'_> {
         }
     }
 
+    async fn groups(&self) -> Result<GroupControllerClient<Channel>, Status> {
+        let channel = connect(&self.place.socket()).await.map_err(|error| Status::unavailable(error.to_string()))?;
+        Ok(GroupControllerClient::new(channel))
+    }
+
+    /// Forgets what a call that has succeeded deleted.
+    fn forget(&mut self, step: Step) {
+        match step {
+            DropClone => self.clone.clear(),
+            DropCut => self.cut.clear(),
+            DropGroup => self.group = (String::new(), Vec::new()),
+            _ => {}
+        }
+    }
+
     /// Looks at what there is once a call has succeeded.
-    async fn check(&self, step: Step, clients: &Clients, at: &str) {
+    async fn check(&mut self, step: Step, clients: &Clients, at: &str) {
+        self.forget(step);
+        if step == CutGroup {
+            // Whoever is frozen waits.
+            let probe = self.place.path("staging/probe");
+            run(Command::new("timeout").args(["-s", "KILL", "60", "touch"]).arg(probe));
+        }
+        let there = |id: &String| if id.is_empty() { vec![] } else { vec![id.clone()] };
+        assert_eq!(names(&self.place.path("pool/snapshots")), there(&self.cut), "{at}");
+        assert_eq!(names(&self.place.path("pool/groups")), there(&self.group.0), "{at}");
         let listed = clients.clone().controller.list_volumes(ListVolumesRequest::default()).await.unwrap();
-        let listed: Vec<_> =
+        let mut listed: Vec<_> =
             listed.into_inner().entries.into_iter().map(|entry| entry.volume.unwrap().volume_id).collect();
-        let expected = if step == Delete { vec![] } else { vec![self.id.clone()] };
+        let mut expected = if step == Delete { vec![] } else { vec![self.id.clone()] };
+        expected.extend(there(&self.clone));
+        expected.sort();
+        listed.sort();
         assert_eq!(listed, expected, "{at}");
         assert_eq!(self.place.volumes(), expected, "{at}");
         assert_eq!(names(&self.place.path("pool/building")), [""; 0], "{at}");
@@ -165,6 +259,12 @@ impl Life<'_> {
             assert_eq!(read_ahead.trim() == "8", step == Modify, "{at}: {read_ahead}");
         }
     }
+}
+
+/// What was answered once is the answer for ever.
+fn answered_once(known: &mut String, id: String) {
+    assert!(known.is_empty() || *known == id, "{known} and {id}");
+    *known = id;
 }
 
 impl Scene {
@@ -237,10 +337,13 @@ impl Victim<'_> {
     async fn live(&mut self, index: usize, point: usize, doom: Doom) -> Option<Hit> {
         self.lives += 1;
         let Self { scene, place, .. } = *self;
-        let mut life = Life { scene, place, name: format!("pvc-{}", self.lives), id: String::new() };
+        let name = format!("pvc-{}", self.lives);
+        let [id, cut, clone] = [const { String::new() }; 3];
+        let mut life = Life { scene, place, name, id, cut, clone, group: (String::new(), Vec::new()) };
         let clients = self.clients().await;
         for step in &scene.steps[..index] {
             life.call(*step, &clients).await.unwrap();
+            life.forget(*step);
         }
         let step = scene.steps[index];
         let (process, clients) = self.running.take().unwrap();
@@ -263,7 +366,7 @@ impl Victim<'_> {
                 self.clients().await
             }
         };
-        if doom == Doom::Parent && hit.is_some() {
+        if step == CutGroup || (doom == Doom::Parent && hit.is_some()) {
             // A helper of the killed driver may be ending just now.
             wait_until_async(&at, PATIENCE, async || life.call(step, &clients).await.ok()).await;
         } else {
@@ -375,6 +478,21 @@ async fn a_volume_that_grows_and_is_set() {
         parameters: &[],
         steps: CHANGES,
         killed: &[Expand, Modify],
+    };
+    die_everywhere(scene).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn snapshots_clones_and_groups() {
+    needs_a_tracer!();
+    let scene = Scene {
+        kind: "image",
+        below: "xfs",
+        capability: mounted(),
+        bytes: 16 * MIB,
+        parameters: &[],
+        steps: SNAPSHOTS,
+        killed: &[Cut, CutGroup, CloneCut, DropCut, DropGroup],
     };
     die_everywhere(scene).await;
 }

@@ -1,5 +1,5 @@
-//! The real csi-sanity against the real driver. Nothing is excluded by hand: what isn't advertised it skips itself, and
-//! here is what that may be.
+//! The real csi-sanity against the real driver. Nothing but one wrong spec is excluded by hand: what isn't advertised it
+//! skips itself, and here is what that may be.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -25,7 +25,7 @@ const SKIPPED: [(&str, usize); 4] = [
 
 /// A directory's size is unknown, and it can't be copied as of one instant.
 const SKIPPED_OF_DIRECTORIES: [(&str, usize); 8] = [
-    ("CreateSnapshot not supported", 6),
+    ("CreateSnapshot not supported", 5),
     ("DeleteSnapshot not supported", 3),
     ("GetSnapshot not supported", 3),
     ("GroupControllerService not supported", 6),
@@ -34,6 +34,11 @@ const SKIPPED_OF_DIRECTORIES: [(&str, usize); 8] = [
     ("Volume Cloning not supported", 2),
     ("capacity of the volume is unknown", 1),
 ];
+
+/// The one spec that is left out: it compares the topology of a snapshot with the node's by Go's reflection, which also
+/// sees what the library keeps in a message that was sent before; so whoever tells the topology of a snapshot fails.
+/// `kernel_snapshots` looks at the same.
+const WRONG: &str = "should succeed when creating a snapshot with accessibility requirements";
 
 /// A filesystem that can grow here, and a size for it: of ext4 only who has CAP_SYS_RESOURCE can let it.
 fn growing() -> (&'static str, i64) {
@@ -65,7 +70,8 @@ async fn sanity(kind: &str, access: &str, passed: usize, skipped: &[(&str, usize
         .arg(format!("-csi.testvolumeexpandsize={}", 2 * bytes))
         .arg(format!("-csi.testvolumeparameters={}", parameters.display()))
         .arg(format!("-csi.testvolumemutableparameters={}", mutable_parameters.display()))
-        .args(["-ginkgo.v", "-ginkgo.no-color"]);
+        .args(["-ginkgo.v", "-ginkgo.no-color"])
+        .arg(format!("-ginkgo.skip={WRONG}"));
     let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(
@@ -86,7 +92,8 @@ async fn sanity(kind: &str, access: &str, passed: usize, skipped: &[(&str, usize
     // Not by a macro: what those print is kept back when a test succeeds.
     io::stderr().write_all(format!("csi-sanity, {kind} pool, {access}: {summary}\n").as_bytes()).unwrap();
     assert_eq!(reasons, SKIPPED.iter().chain(skipped).copied().collect());
-    let skipped: usize = reasons.values().sum();
+    // What is wrong has no reason of its own.
+    let skipped = reasons.values().sum::<usize>() + 1;
     let expected = format!("SUCCESS! -- {passed} Passed | 0 Failed | 1 Pending | {skipped} Skipped");
     assert_eq!(summary, expected);
     place.expect_clean();
@@ -96,7 +103,7 @@ async fn sanity(kind: &str, access: &str, passed: usize, skipped: &[(&str, usize
 #[tokio::test(flavor = "multi_thread")]
 async fn csi_sanity_mounts_on_an_image_pool() {
     needs_a_kernel!();
-    sanity("image", "mount", 89, &[]).await;
+    sanity("image", "mount", 88, &[]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -108,5 +115,5 @@ async fn csi_sanity_mounts_on_a_directory_pool() {
 #[tokio::test(flavor = "multi_thread")]
 async fn csi_sanity_uses_block_on_an_image_pool() {
     needs_a_kernel!();
-    sanity("image", "block", 89, &[]).await;
+    sanity("image", "block", 88, &[]).await;
 }
