@@ -326,6 +326,25 @@ async fn a_missing_disk_is_told_and_hides_nothing_else() {
         "capability": {"mode": "writer", "access": "block"}}]});
     fs::write(&stale, nobodys.to_string()).unwrap();
 
+    // A directory that is mounted, and whose volume somebody removes by hand.
+    place.bind(&format!("other/volumes/{kept}/data"), "staging");
+    assert_eq!(checks(&settings), ["attachment-stale", "mount-unexplained"]);
+    fs::rename(place.path("other/volumes").join(&kept), place.path("kept")).unwrap();
+    assert_eq!(checks(&settings), ["attachment-stale"], "it lies in no pool now");
+    fs::rename(place.path("kept"), place.path("other/volumes").join(&kept)).unwrap();
+    let record = place.path("other/volumes").join(&kept).join("volume.json");
+    fs::rename(&record, place.path("volume.json")).unwrap();
+    assert_eq!(checks(&settings), ["attachment-stale", "record-unreadable"]);
+    fs::rename(place.path("volume.json"), &record).unwrap();
+    place.unmount("staging");
+    fs::rename(place.path("other/volumes").join(&kept), place.path("kept")).unwrap();
+    fs::create_dir_all(place.path("other/volumes").join(&kept).join("data")).unwrap();
+    place.bind(&format!("other/volumes/{kept}/data"), "staging");
+    fs::remove_dir_all(place.path("other/volumes").join(&kept)).unwrap();
+    assert_eq!(checks(&settings), ["attachment-stale", "mount-deleted-directory"]);
+    place.unmount("staging");
+    fs::rename(place.path("kept"), place.path("other/volumes").join(&kept)).unwrap();
+
     place.unmount("pool");
     let pools = df(&settings);
     assert_eq!((pools[0].state, pools[0].volumes, pools[0].space), (PoolState::Unavailable, 0, None));

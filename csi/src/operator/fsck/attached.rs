@@ -1,6 +1,6 @@
 //! What the kernel and the state directory have of volumes that the pools don't.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use keelson_host::Mount;
 
@@ -55,7 +55,7 @@ pub(super) fn examine(
         });
     }
     for mount in &picture.mounts {
-        findings.extend(directory_of_nobody(survey, mount));
+        findings.extend(directory_of_nobody(survey, &picture.mounts, mount));
     }
     if let Some(directory) = &settings.registration {
         for socket in registration::dead_sockets(directory).map_err(KernelError::path(directory))? {
@@ -114,7 +114,7 @@ pub(in crate::operator) fn mounts_of<'a>(picture: &'a Picture, one: &'a BoundLoo
 const DELETED: &str = "//deleted";
 
 /// A mount of a volume's directory, of a pool that was read, that has no record any more.
-fn directory_of_nobody(survey: &Survey, mount: &Mount) -> Option<Finding> {
+fn directory_of_nobody(survey: &Survey, mounts: &[Mount], mount: &Mount) -> Option<Finding> {
     let root = mount.root.to_str()?;
     let root = Path::new(root.strip_suffix(DELETED).unwrap_or(root));
     let folder = root.parent().filter(|_| root.file_name().is_some_and(|name| name == "data"))?;
@@ -122,16 +122,23 @@ fn directory_of_nobody(survey: &Survey, mount: &Mount) -> Option<Finding> {
     if !survey.unread().is_empty() {
         return None;
     }
-    // Another filesystem may hold a pool of another node config.
-    let same = |pool: &&Pool| {
-        pool.device().is_some_and(|device| (rustix::fs::major(device), rustix::fs::minor(device)) == mount.device)
-    };
     let is_absent = |pool: &Pool| matches!(pool.find::<VolumeRecord>(&id), Lookup::Absent);
-    if survey.read().find(same).is_none() || !survey.read().all(is_absent) {
+    let mut pools = survey.read().filter_map(|pool| within_filesystem(pool, mounts));
+    // What lies elsewhere is another pool's, of another config.
+    if !pools.any(|(device, pool)| device == mount.device && root.starts_with(pool)) || !survey.read().all(is_absent) {
         return None;
     }
     let of = (format!("volume {id}"), mount.point.display().to_string());
     let problem = "it is mounted here, but no pool has it: what is written here is lost";
     let remedy = "copy what is needed from there, stop who uses it, and unmount it with `umount`";
     Some(Finding::error("mount-deleted-directory", &of, problem, remedy))
+}
+
+/// The pool's filesystem, and where in it the pool lies.
+fn within_filesystem(pool: &Pool, mounts: &[Mount]) -> Option<((u32, u32), PathBuf)> {
+    let resolved = &pool.settings.resolved;
+    // Of several at one point the last one is on top.
+    let mount =
+        mounts.iter().filter(|mount| resolved.starts_with(&mount.point)).max_by_key(|one| one.point.iter().count())?;
+    Some((mount.device, mount.root.join(resolved.strip_prefix(&mount.point).ok()?)))
 }
