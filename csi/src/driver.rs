@@ -23,14 +23,14 @@ use crate::{
     error::Error,
     registration::{self, Registrant, keep_registered},
     service::{CallLayer, Metrics, Operations, Service, State, thaw_leftovers},
-    store::{Attachments, Pool},
+    store::Attachments,
 };
 
 /// How long a shutdown waits for running operations. One that takes longer ends with the process, as if killed: the
-/// retry finds what it left. Together with [`CONNECTION_GRACE`] shorter than the daemon's patience with a plugin.
-const GRACE: Duration = Duration::from_secs(6);
+/// retry finds what it left. Together with twice [`CONNECTION_GRACE`] shorter than the daemon's patience with a plugin.
+const GRACE: Duration = Duration::from_secs(5);
 
-/// How long a shutdown waits for clients to close their connections.
+/// How long a shutdown waits for clients to close their connections, and to take the answers to calls that don't end.
 const CONNECTION_GRACE: Duration = Duration::from_secs(2);
 
 /// How long the start waits for the pools. A scan that takes longer goes on beside the first calls.
@@ -88,7 +88,10 @@ impl Driver {
         let (listener, _socket) = PrivateSocket::bind(&path).map_err(listen)?;
         tokio::select! {
             () = prepare(&service) => {}
-            () = shutdown.cancelled() => return Ok(()),
+            () = shutdown.cancelled() => {
+                retire(&service);
+                return Ok(());
+            }
         }
         let incoming = UnixListenerStream::new(UnixListener::from_std(listener).map_err(listen)?);
         let server = Server::builder()
@@ -105,12 +108,12 @@ impl Driver {
         // What a kubelet calls at once is served.
         let registered = register(&service, registration, &ready, shutdown.child_token());
         let mut server = std::pin::pin!(server);
-        let served = tokio::select! {
-            served = &mut server => served,
+        let mut served = tokio::select! {
+            served = &mut server => Some(served),
             () = shutdown.cancelled() => {
                 let _ = ready.send_replace(Err("shutting down".to_owned()));
                 // A client that keeps its connection open must not keep the process.
-                timeout(CONNECTION_GRACE, server).await.unwrap_or(Ok(()))
+                timeout(CONNECTION_GRACE, &mut server).await.ok()
             }
         };
         registered.end().await;
@@ -120,10 +123,21 @@ impl Driver {
         tasks.close();
         if timeout(GRACE, tasks.wait()).await.is_err() {
             tracing::warn!(left = tasks.len(), "operations are still running; the next start finds what they leave");
-        } else {
-            service.state().pools.iter().for_each(Pool::release);
+            service.state().ending.cancel();
+            if served.is_none() {
+                served = timeout(CONNECTION_GRACE, server).await.ok();
+            }
         }
-        served.map_err(|source| Error::Serve { path, source })
+        retire(&service);
+        served.unwrap_or(Ok(())).map_err(|source| Error::Serve { path, source })
+    }
+}
+
+/// Lets other processes use the pools that nothing is at work on. A thread that waits for a disk for ever keeps all files
+/// of this process open, and so would keep the others.
+fn retire(service: &Service) {
+    for pool in service.state().pools.iter().filter(|pool| !pool.retire()) {
+        tracing::warn!(pool = pool.settings.name, "the pool is still worked on; it stays locked until that ends");
     }
 }
 
@@ -182,7 +196,7 @@ async fn adopt(service: &Service) {
         let service = service.clone();
         scans.spawn_blocking(move || {
             let Some(pool) = service.state().pools.iter().nth(index) else { return };
-            let checked = pool.check();
+            let checked = pool.enter().and_then(|_turn| pool.check());
             service.state().metrics.observe_pools(&service.state().pools);
             if let Err(error) = checked {
                 tracing::error!(pool = pool.settings.name, error = error_chain(&error), "pool is unavailable");

@@ -198,6 +198,7 @@ fn take<'a>(
     found: &VolumeRecord,
 ) -> Result<Option<(Guard, &'a Pool, Arc<VolumeRecord>)>, CreateError> {
     let guard = state.in_flight.begin(found.id.as_str(), "CreateVolume")?;
+    let _turn = pool.enter()?;
     pool.check()?;
     Ok(pool.find_by_name(&found.name)?.map(|record| (guard, pool, record)))
 }

@@ -148,6 +148,7 @@ fn create(
         volumes.iter().map(|volume| Origin::volume(state, volume, CREATE)).collect::<Result<_, _>>()?;
     let origins = Arc::new(origins);
     let pool = common_pool(&origins)?;
+    let _turn = pool.enter()?;
     pool.check_writable()?;
     let to_freeze = to_freeze(state, &origins, parameters)?;
     let mut spaces: Vec<_> =
@@ -293,6 +294,7 @@ fn delete(
         Err(LookupError::Unknown { .. }) => return Ok(DeleteVolumeGroupSnapshotResponse {}),
         Err(error) => return Err(error.into()),
     };
+    let _turn = pool.enter()?;
     check_members(&group, &request.snapshot_ids)?;
     // Whoever makes a volume of one shares it meanwhile.
     let _members: Vec<_> = group

@@ -28,7 +28,7 @@ mod volume;
 use std::sync::Arc;
 
 use keelson_host::error_chain;
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Response, Status};
 use tracing::Span;
 
@@ -66,6 +66,8 @@ pub(crate) struct State {
     pub(crate) attachments: Attachments,
     pub(crate) in_flight: InFlight,
     pub(crate) tasks: TaskTracker,
+    /// Fires when no call is waited for any longer: the process ends.
+    pub(crate) ending: CancellationToken,
     pub(crate) metrics: Metrics,
 }
 
@@ -73,8 +75,8 @@ impl State {
     pub(crate) fn new(settings: StorageSettings, attachments: Attachments, metrics: Metrics) -> Self {
         let pools = Pools::new(settings.pools.clone(), &settings.state_dir);
         metrics.observe_pools(&pools);
-        let (in_flight, tasks) = (InFlight::default(), TaskTracker::new());
-        Self { settings, pools, attachments, in_flight, tasks, metrics }
+        let (in_flight, tasks, ending) = (InFlight::default(), TaskTracker::new(), CancellationToken::new());
+        Self { settings, pools, attachments, in_flight, tasks, ending, metrics }
     }
 }
 
@@ -129,7 +131,14 @@ impl Service {
                 status
             })
         });
-        match task.await {
+        let ended = tokio::select! {
+            ended = task => ended,
+            // A thread that waits for a disk for ever keeps the connection open, too, so its end would tell nobody.
+            () = self.0.ending.cancelled() => {
+                return Err(Status::unavailable(format!("{method} goes on while the driver ends; call again")));
+            }
+        };
+        match ended {
             Ok(answer) => answer.map(Response::new),
             // The panic itself went to stderr.
             Err(error) => Err(Status::internal(format!("{method} did not end: {error}"))),

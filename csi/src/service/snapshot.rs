@@ -87,6 +87,7 @@ pub(super) fn create(state: &State, request: &CreateSnapshotRequest) -> Result<C
     }
     let origin = Origin::volume(state, volume, OPERATION)?;
     let pool = origin.pool;
+    let _turn = pool.enter()?;
     pool.check_writable()?;
     let mut space = Space::reserve(state, &origin)?;
     let id = SnapshotId::generate();
@@ -161,6 +162,7 @@ pub(super) fn find<T: Kept>(
     };
     let Some((pool, found)) = state.pools.find_by_name::<T>(pool, name)? else { return Ok(None) };
     let guard = state.in_flight.begin_shared(found.id().to_string(), operation)?;
+    let _turn = pool.enter()?;
     pool.check()?;
     // It may have been deleted before it was taken.
     Ok(pool.find_by_name(name)?.map(|record| (guard, record)))

@@ -167,7 +167,8 @@ pub(crate) struct Turn<'a>(&'a Pool);
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        self.0.turns.fetch_sub(1, Ordering::Relaxed);
+        // What was done in the turn comes before what another process does once the pool is given up.
+        self.0.turns.fetch_sub(1, Ordering::Release);
     }
 }
 
@@ -335,6 +336,16 @@ impl Pool {
     /// Lets other processes use the pool.
     pub(crate) fn release(&self) {
         *lock(&self.claim) = None;
+    }
+
+    /// Gives the pool up to other processes, for good, unless a call is at work on it. Gives whether that is so.
+    pub(crate) fn retire(&self) -> bool {
+        // With all turns taken, no call that comes later gets one.
+        let is_idle = self.turns.compare_exchange(0, MOST_TURNS, Ordering::Acquire, Ordering::Relaxed).is_ok();
+        if is_idle {
+            self.release();
+        }
+        is_idle
     }
 
     /// What the pool's filesystem can do.
