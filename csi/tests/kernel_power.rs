@@ -10,8 +10,7 @@ mod common;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::{self, File, OpenOptions},
-    os::unix::fs::FileExt,
+    fs::{self, File},
     path::{Path, PathBuf},
     process::Command,
     sync::{
@@ -25,6 +24,7 @@ use common::{
     MIB, Place, Running, block,
     disk::{Disk, run},
     mounted, names,
+    pieces::{piece, read, write},
     process::{Clients, PATIENCE},
     publication, request,
 };
@@ -43,6 +43,8 @@ struct Known {
     id: Option<String>,
     /// How many pieces of data were written to it, and synced.
     pieces: u64,
+    /// Whose staging path it is staged at, if it is; and which of the stages of all volumes that was.
+    staged: Option<(usize, u64)>,
     /// Whether its deletion was begun.
     is_doomed: bool,
 }
@@ -52,6 +54,7 @@ struct Known {
 struct Ledger {
     volumes: BTreeMap<String, Known>,
     deleted: BTreeSet<String>,
+    stages: u64,
 }
 
 /// Those who make, fill and delete volumes, and what they know.
@@ -65,42 +68,8 @@ struct Workload {
 /// How many volumes each worker keeps.
 const KEPT: usize = 3;
 
-/// Bytes of a piece of data.
-const PIECE: usize = 128 << 10;
-
-/// The data of the `number`th piece of a volume.
-fn piece(name: &str, number: u64) -> Vec<u8> {
-    let start = name.bytes().fold(number, |sum, byte| sum.wrapping_mul(257).wrapping_add(byte.into()));
-    let mut chance = Chance::of(start);
-    (0..PIECE / 8).flat_map(|_| chance.number().to_le_bytes()).collect()
-}
-
 fn is_block(capability: &VolumeCapability) -> bool {
     matches!(capability.access_type, Some(AccessType::Block(_)))
-}
-
-/// Writes a piece to a published volume, and syncs it.
-fn write(target: &Path, is_block: bool, name: &str, number: u64) {
-    let data = piece(name, number);
-    if is_block {
-        let device = OpenOptions::new().write(true).open(target).unwrap();
-        device.write_all_at(&data, number * PIECE as u64).unwrap();
-        device.sync_all().unwrap();
-    } else {
-        let file = File::create(target.join(number.to_string())).unwrap();
-        file.write_all_at(&data, 0).unwrap();
-        file.sync_all().unwrap();
-        File::open(target).unwrap().sync_all().unwrap();
-    }
-}
-
-fn read(target: &Path, is_block: bool, number: u64) -> Vec<u8> {
-    if !is_block {
-        return fs::read(target.join(number.to_string())).unwrap();
-    }
-    let mut data = vec![0; PIECE];
-    File::open(target).unwrap().read_exact_at(&mut data, number * PIECE as u64).unwrap();
-    data
 }
 
 impl Workload {
@@ -127,7 +96,7 @@ impl Workload {
     }
 
     async fn create(&self, name: &str, capability: &VolumeCapability) {
-        let known = Known { capability: capability.clone(), id: None, pieces: 0, is_doomed: false };
+        let known = Known { capability: capability.clone(), id: None, pieces: 0, staged: None, is_doomed: false };
         self.ledger().volumes.insert(name.to_owned(), known);
         let wish = request(name, 16 * MIB, capability.clone());
         let answer = self.clients.clone().controller.create_volume(wish).await.unwrap();
@@ -150,7 +119,14 @@ impl Workload {
 
     async fn fill(&self, place: &Place, name: &str, worker: usize, pieces: usize) {
         let known = self.ledger().volumes[name].clone();
-        let usage = Usage::begin(place, &self.clients, &known, worker).await;
+        let mut usage = Usage::stage(place, &self.clients, &known, worker).await;
+        {
+            let mut ledger = self.ledger();
+            ledger.stages += 1;
+            let stage = ledger.stages;
+            ledger.volumes.get_mut(name).unwrap().staged = Some((worker, stage));
+        }
+        usage.publish(&known).await;
         let block = is_block(&known.capability);
         for number in 0..pieces as u64 {
             let (target, name) = (usage.target.clone(), name.to_owned());
@@ -158,6 +134,7 @@ impl Workload {
             tokio::task::spawn_blocking(move || write(target.as_ref(), block, &whose, number)).await.unwrap();
             self.ledger().volumes.get_mut(&name).unwrap().pieces = number + 1;
         }
+        self.ledger().volumes.get_mut(name).unwrap().staged = None;
         usage.end().await;
     }
 }
@@ -172,10 +149,21 @@ struct Usage {
 
 impl Usage {
     async fn begin(place: &Place, clients: &Clients, known: &Known, worker: usize) -> Self {
+        let mut usage = Self::stage(place, clients, known, worker).await;
+        usage.publish(known).await;
+        usage
+    }
+
+    /// A volume that is to be used at a worker's paths.
+    fn of(place: &Place, clients: &Clients, known: &Known, worker: usize) -> Self {
         let id = known.id.clone().unwrap();
         let (staging, target) = (place.text(&format!("staging-{worker}")), place.text(&format!("pods/{worker}")));
         fs::create_dir_all(&staging).unwrap();
-        let mut usage = Self { clients: clients.clone(), id, staging, target };
+        Self { clients: clients.clone(), id, staging, target }
+    }
+
+    async fn stage(place: &Place, clients: &Clients, known: &Known, worker: usize) -> Self {
+        let mut usage = Self::of(place, clients, known, worker);
         let request = NodeStageVolumeRequest {
             volume_id: usage.id.clone(),
             staging_target_path: usage.staging.clone(),
@@ -183,9 +171,12 @@ impl Usage {
             ..NodeStageVolumeRequest::default()
         };
         usage.clients.node.node_stage_volume(request).await.unwrap();
-        let request = publication(&usage.id, &usage.staging, &usage.target, known.capability.clone());
-        usage.clients.node.node_publish_volume(request).await.unwrap();
         usage
+    }
+
+    async fn publish(&mut self, known: &Known) {
+        let request = publication(&self.id, &self.staging, &self.target, known.capability.clone());
+        self.clients.node.node_publish_volume(request).await.unwrap();
     }
 
     async fn end(mut self) {
@@ -268,7 +259,7 @@ async fn cut(kind: &str, filesystem: &str, capabilities: &[VolumeCapability]) {
     driver.stop().await;
     unmount_disk(&place, disks.pop().unwrap());
 
-    let (mut volumes, mut pieces) = (0, 0);
+    let mut found = Found::default();
     for (number, cut) in cuts.iter().enumerate() {
         if filesystem == "btrfs" {
             // It knows disks by what is on them, and so takes a copy for the disk that it saw last.
@@ -276,18 +267,26 @@ async fn cut(kind: &str, filesystem: &str, capabilities: &[VolumeCapability]) {
         }
         disks.push(mount_disk(&place, &cut.image));
         let driver = Running::start(&place, &section).await;
-        let found = cut.check(&place, number).await;
-        (volumes, pieces) = (volumes + found.0, pieces + found.1);
+        cut.check(&place, number, &mut found).await;
         driver.stop().await;
         unmount_disk(&place, disks.pop().unwrap());
     }
-    println!("{kind} on {filesystem}: {volumes} volumes and {pieces} pieces of data after {CUTS} cuts");
-    assert!(volumes > CUTS && pieces > 0, "nothing was at stake");
+    println!("{kind} on {filesystem}: {found:?} after {CUTS} cuts");
+    assert!(found.volumes > CUTS && found.pieces > 0, "nothing was at stake");
+}
+
+/// How much was there that had to be.
+#[derive(Debug, Default)]
+struct Found {
+    volumes: usize,
+    pieces: u64,
+    /// Volumes that were published without a stage, as they had been staged.
+    staged: usize,
 }
 
 impl Cut {
-    /// Looks whether what must be there is; gives the numbers of volumes and pieces of data.
-    async fn check(&self, place: &Place, number: usize) -> (usize, u64) {
+    /// Looks whether what must be there is.
+    async fn check(&self, place: &Place, number: usize, found: &mut Found) {
         let mut clients = Clients::connect(place).await;
         let answer = clients.controller.list_volumes(ListVolumesRequest::default()).await.unwrap().into_inner();
         let listed: BTreeSet<_> = answer.entries.into_iter().map(|entry| entry.volume.unwrap().volume_id).collect();
@@ -295,15 +294,16 @@ impl Cut {
         assert!(listed.is_disjoint(&self.before.deleted), "cut {number}: deleted volumes are back");
         let mut told: BTreeSet<_> = self.after.volumes.values().filter_map(|known| known.id.clone()).collect();
         told.extend(self.after.deleted.iter().cloned());
-        let (mut expected, mut pieces) = (0, 0);
         for (name, known) in &self.before.volumes {
             // Whose deletion had begun may be gone.
-            let is_certain = self.after.volumes.get(name).is_some_and(|after| !after.is_doomed);
-            if let (Some(id), true) = (&known.id, is_certain) {
-                assert!(listed.contains(id), "cut {number}: volume {name} is lost");
-                self.check_volume(place, &clients, name, known, number).await;
-                (expected, pieces) = (expected + 1, pieces + known.pieces);
-            }
+            let Some(after) = self.after.volumes.get(name).filter(|after| !after.is_doomed) else { continue };
+            let Some(id) = &known.id else { continue };
+            assert!(listed.contains(id), "cut {number}: volume {name} is lost");
+            let staged = known.staged.filter(|_| known.staged == after.staged);
+            self.check_volume(place, &clients, name, &Known { staged, ..known.clone() }, number).await;
+            found.volumes += 1;
+            found.pieces += known.pieces;
+            found.staged += usize::from(staged.is_some());
         }
         // What was being made is there, whole, or the retry makes it.
         for (name, after) in &self.after.volumes {
@@ -313,7 +313,7 @@ impl Cut {
                 let id = clients.controller.create_volume(wish).await.unwrap().into_inner().volume.unwrap().volume_id;
                 assert!(after.id.as_ref().is_none_or(|after| !listed.contains(after) || *after == id), "{name}");
                 told.insert(id.clone());
-                let known = Known { id: Some(id), pieces: 0, ..after.clone() };
+                let known = Known { id: Some(id), pieces: 0, staged: None, ..after.clone() };
                 self.check_volume(place, &clients, name, &known, number).await;
             }
         }
@@ -324,11 +324,18 @@ impl Cut {
         }
         assert_eq!(names(&place.path("pool/building")), [""; 0], "cut {number}");
         assert_eq!(names(&place.path("state/storage/attachments")), [""; 0], "cut {number}");
-        (expected, pieces)
     }
 
     async fn check_volume(&self, place: &Place, clients: &Clients, name: &str, known: &Known, number: usize) {
-        let usage = Usage::begin(place, clients, known, 0).await;
+        let usage = match known.staged {
+            // A kubelet that doesn't know that the mounts are gone.
+            Some((worker, _)) => {
+                let mut usage = Usage::of(place, clients, known, worker);
+                usage.publish(known).await;
+                usage
+            }
+            None => Usage::begin(place, clients, known, 0).await,
+        };
         for index in 0..known.pieces {
             let found = read(usage.target.as_ref(), is_block(&known.capability), index);
             assert!(found == piece(name, index), "cut {number}: piece {index} of {name} is not what was synced");

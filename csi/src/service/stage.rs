@@ -83,7 +83,7 @@ pub(super) fn stage(state: &State, request: &NodeStageVolumeRequest) -> Result<N
     }
     volume.expect_uncovered(&staging, &presence)?;
     attachment.staged = Some(Staged { path: staging.clone(), capability: capability.clone() });
-    volume.write(&attachment)?;
+    volume.write_stage(&attachment)?;
     if let Err(error) = volume.stage(&staging, &capability) {
         // Or the next publish would take it for a stage that a reboot undid.
         attachment.staged = None;

@@ -140,6 +140,10 @@ impl<'a> Volume<'a> {
         Ok(attachment)
     }
 
+    pub(super) fn write_stage(&self, attachment: &Attachment) -> Result<(), VolumeError> {
+        Ok(self.state.attachments.write_stage(&self.record.id, attachment)?)
+    }
+
     pub(super) fn write(&self, attachment: &Attachment) -> Result<(), VolumeError> {
         Ok(self.state.attachments.write(&self.record.id, attachment)?)
     }

@@ -1,8 +1,13 @@
 //! What was asked to be staged and published: the arguments, which the kernel doesn't keep.
 //!
-//! `<stateDir>/storage/attachments/<volume id>.json` is written before a mount is made and changed after it is
-//! gone. So it may tell of a mount that isn't there, never the other way round: only what is recorded *and* mounted
-//! counts. After a reboot nothing is mounted, and so nothing counts.
+//! Two files for each volume in `<stateDir>/storage/attachments`. They are written before a mount is made and changed
+//! after it is gone. So they may tell of a mount that isn't there, never the other way round: only what is recorded
+//! *and* mounted counts, except that a publish stages anew what is recorded as staged and was unmounted by a reboot.
+//!
+//! ```text
+//! <volume id>.json              where it is staged; survives a power cut, for that publish
+//! <volume id>.published.json    where it is published, once that has changed; needn't survive one, as no mount does
+//! ```
 
 use std::{
     fs, io,
@@ -12,7 +17,7 @@ use std::{
 use keelson_host::Durability;
 use serde::{Deserialize, Serialize};
 
-use super::format::{Format, RecordError, read_record, write_record};
+use super::format::{Format, RecordError, create_record, read_record, write_record};
 use crate::policy::{Capability, Publication, TargetPath, VolumeId};
 
 /// The records of all volumes of this node.
@@ -41,6 +46,17 @@ impl Format for Attachment {
     const NEWEST: u32 = 1;
 }
 
+/// Where a volume is published, where that isn't what the file of its stage says.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Publications {
+    published: Vec<Publication>,
+}
+
+impl Format for Publications {
+    const NEWEST: u32 = 1;
+}
+
 impl Attachments {
     /// Opens the records below the state directory, and removes what a killed process left half-written.
     pub(crate) fn open(state_dir: &Path) -> Result<Self, RecordError> {
@@ -62,31 +78,41 @@ impl Attachments {
 
     /// As [`Attachments::read`], but half a record is an error.
     pub(crate) fn read_whole(&self, id: &VolumeId) -> Result<Option<Attachment>, RecordError> {
-        read_record(&self.path_of(id))
+        let recorded: Option<Attachment> = read_record(&self.path_of(id))?;
+        let Some(Publications { published }) = read_record(&self.publications_of(id))? else { return Ok(recorded) };
+        Ok(Some(Attachment { published, ..recorded.unwrap_or_default() }))
     }
 
-    /// What is recorded of a volume; nothing if it never was staged, or if a power cut left half a record: whatever it
-    /// told of is no longer mounted.
+    /// What is recorded of a volume; nothing if it never was staged, or if a power cut left half a record: then its stage
+    /// wasn't answered yet.
     pub(crate) fn read(&self, id: &VolumeId) -> Result<Attachment, RecordError> {
-        match read_record(&self.path_of(id)) {
-            Err(error @ RecordError::Content { .. }) => {
-                tracing::warn!(volume = %id, %error, "the record of where a volume is staged is lost");
-                Ok(Attachment::default())
-            }
-            record => Ok(record?.unwrap_or_default()),
+        let mut attachment: Attachment = read_unless_half(&self.path_of(id))?.unwrap_or_default();
+        if let Some(Publications { published }) = read_unless_half(&self.publications_of(id))? {
+            attachment.published = published;
         }
+        Ok(attachment)
     }
 
-    /// Records the volume's new state. It needn't survive a power cut, as no mount does.
+    /// Records that the volume is about to be staged. That survives a power cut.
+    pub(crate) fn write_stage(&self, id: &VolumeId, attachment: &Attachment) -> Result<(), RecordError> {
+        write_durably(&self.path_of(id), attachment)?;
+        remove(&self.publications_of(id))
+    }
+
+    /// Records the volume's new state.
     pub(crate) fn write(&self, id: &VolumeId, attachment: &Attachment) -> Result<(), RecordError> {
-        let path = self.path_of(id);
-        if attachment.staged.is_some() || !attachment.published.is_empty() {
-            return write_record(&path, attachment, Durability::Process);
+        let (path, publications) = (self.path_of(id), self.publications_of(id));
+        if attachment.staged.is_none() && attachment.published.is_empty() {
+            remove(&publications)?;
+            return remove(&path);
         }
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(RecordError::io("remove", &path)(error)),
-            _ => Ok(()),
+        let recorded: Option<Attachment> = read_unless_half(&path)?;
+        if recorded.is_some_and(|recorded| recorded.staged == attachment.staged) {
+            // The file of the stage is left alone: a power cut may lose what replaces it.
+            let published = attachment.published.clone();
+            return write_record(&publications, &Publications { published }, Durability::Process);
         }
+        self.write_stage(id, attachment)
     }
 
     /// The volumes that something is recorded of.
@@ -107,6 +133,40 @@ impl Attachments {
     pub(crate) fn path_of(&self, id: &VolumeId) -> PathBuf {
         self.directory.join(format!("{id}.json"))
     }
+
+    fn publications_of(&self, id: &VolumeId) -> PathBuf {
+        self.directory.join(format!("{id}.published.json"))
+    }
+}
+
+/// Reads a record; one that a crash left half-written is none.
+fn read_unless_half<T: Format>(path: &Path) -> Result<Option<T>, RecordError> {
+    match read_record(path) {
+        Err(error @ RecordError::Content { .. }) => {
+            tracing::warn!(%error, "a record of where a volume is staged or published is lost");
+            Ok(None)
+        }
+        record => record,
+    }
+}
+
+/// Writes a record that survives a power cut, with one wait for the disk where there is none yet: a new file is synced
+/// together with its name.
+fn write_durably(path: &Path, attachment: &Attachment) -> Result<(), RecordError> {
+    match create_record(path, attachment) {
+        Ok(file) => file.sync_all().map_err(RecordError::io("sync", path)),
+        Err(RecordError::Io { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {
+            write_record(path, attachment, Durability::PowerLoss)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn remove(path: &Path) -> Result<(), RecordError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(RecordError::io("remove", path)(error)),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -122,8 +182,10 @@ mod tests {
         let path = TargetPath::try_from("/a".to_owned()).unwrap();
         let capability = Capability { mode: AccessMode::Writer, access: Access::Block };
         let staged = Attachment { staged: Some(Staged { path, capability }), ..Attachment::default() };
-        attachments.write(&id, &staged).unwrap();
-        assert_eq!(attachments.read(&id).unwrap(), staged);
+        for _ in 0..2 {
+            attachments.write_stage(&id, &staged).unwrap();
+            assert_eq!(attachments.read(&id).unwrap(), staged);
+        }
         for _ in 0..2 {
             attachments.write(&id, &Attachment::default()).unwrap();
             assert_eq!(attachments.read(&id).unwrap(), Attachment::default());
@@ -149,9 +211,46 @@ mod tests {
         let attachments = Attachments::open(state.path()).unwrap();
         let id = VolumeId::generate();
         fs::write(attachments.path_of(&id), text).unwrap();
-        attachments.write(&id, &attachments.read(&id).unwrap()).unwrap();
+        let read = attachments.read(&id).unwrap();
+        fs::remove_file(attachments.path_of(&id)).unwrap();
+        attachments.write(&id, &read).unwrap();
         let written: serde_json::Value = serde_json::from_slice(&fs::read(attachments.path_of(&id)).unwrap()).unwrap();
         assert_eq!(written, serde_json::from_str::<serde_json::Value>(text).unwrap());
+    }
+
+    #[test]
+    fn a_publication_leaves_the_file_of_the_stage_alone() {
+        let state = tempfile::tempdir().unwrap();
+        let attachments = Attachments::open(state.path()).unwrap();
+        let id = VolumeId::generate();
+        let target = |path: &str| TargetPath::try_from(path.to_owned()).unwrap();
+        let capability = Capability { mode: AccessMode::Writer, access: Access::Block };
+        let mut attachment = Attachment {
+            staged: Some(Staged { path: target("/a"), capability: capability.clone() }),
+            ..Attachment::default()
+        };
+        attachments.write(&id, &attachment).unwrap();
+        let stage = fs::read(attachments.path_of(&id)).unwrap();
+        for path in ["/b", "/c"] {
+            attachment.published.push(Publication {
+                target: target(path),
+                capability: capability.clone(),
+                read_only: false,
+            });
+            attachments.write(&id, &attachment).unwrap();
+            assert_eq!(attachments.read(&id).unwrap(), attachment);
+        }
+        assert_eq!(fs::read(attachments.path_of(&id)).unwrap(), stage);
+        // A power cut may leave half of it.
+        fs::write(attachments.publications_of(&id), "").unwrap();
+        assert_eq!(attachments.read(&id).unwrap().staged, attachment.staged);
+        attachments.write(&id, &attachment).unwrap();
+        attachment.staged = Some(Staged { path: target("/d"), capability });
+        attachments.write(&id, &attachment).unwrap();
+        assert_eq!(attachments.read(&id).unwrap(), attachment);
+        assert_eq!(attachments.ids().unwrap(), [id.clone()]);
+        attachments.write(&id, &Attachment::default()).unwrap();
+        assert_eq!(fs::read_dir(&attachments.directory).unwrap().count(), 0);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file uses another part of it")]
 
 pub(crate) mod disk;
+pub(crate) mod pieces;
 pub(crate) mod process;
 
 use std::{
@@ -69,7 +70,8 @@ macro_rules! needs_a_kernel {
 
 /// A directory with everything of one test: the pool, the state, what a kubelet would have.
 pub(crate) struct Place {
-    directory: TempDir,
+    /// Removed with it.
+    directory: Option<TempDir>,
     root: PathBuf,
 }
 
@@ -77,10 +79,17 @@ impl Place {
     pub(crate) fn new() -> Self {
         let directory = tempfile::Builder::new().prefix("keelson-csi-").tempdir().unwrap();
         let root = directory.path().canonicalize().unwrap();
+        let mut place = Self::at(root);
+        place.directory = Some(directory);
+        place
+    }
+
+    /// One that stays, or was there before.
+    pub(crate) fn at(root: PathBuf) -> Self {
         for name in ["pool", "state", "staging", "pods"] {
-            fs::create_dir(root.join(name)).unwrap();
+            fs::create_dir_all(root.join(name)).unwrap();
         }
-        Self { directory, root }
+        Self { directory: None, root }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
