@@ -1,5 +1,4 @@
-//! SIGKILL at the system calls that change something: the successor and the retry finish the job, and nothing is lost
-//! or left over.
+//! What goes wrong around helpers and at the end of the process. kernel_kill.rs kills the driver and its helpers.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -8,16 +7,13 @@ mod common;
 use std::{
     fs,
     io::Read,
-    os::unix::{fs::OpenOptionsExt, process::ExitStatusExt},
+    os::unix::fs::OpenOptionsExt,
     process::{Child, Command, Stdio},
     time::Duration,
 };
 
-use common::{MIB, NODE, Place, block, connect, expect_code, mounted, publication, request};
-use keelson_proto::csi::v1::{
-    CreateVolumeRequest, DeleteVolumeRequest, NodeStageVolumeRequest, NodeUnpublishVolumeRequest,
-    NodeUnstageVolumeRequest, VolumeCapability, controller_client::ControllerClient, node_client::NodeClient,
-};
+use common::{MIB, NODE, Place, connect, expect_code, mounted, request};
+use keelson_proto::csi::v1::{CreateVolumeRequest, DeleteVolumeRequest, controller_client::ControllerClient};
 use keelson_testkit::{missing, skip_unless, wait_until, wait_until_async};
 use nix::{
     sys::{
@@ -26,7 +22,7 @@ use nix::{
     },
     unistd::{Pid, mkfifo},
 };
-use tonic::{Code, Status, transport::Channel};
+use tonic::{Code, transport::Channel};
 
 /// A driver in a process of its own, killed when dropped.
 struct Process(Child);
@@ -64,13 +60,6 @@ impl Victim {
 
     fn id(&self) -> u32 {
         self.process.0.id()
-    }
-
-    /// Waits for it to die of SIGKILL, as the answer suggests that its client got.
-    fn expect_killed(mut self, answer: &Status) {
-        let what = format!("the driver to die, who answered {answer}");
-        let status = wait_until(&what, Duration::from_secs(60), || self.process.0.try_wait().unwrap());
-        assert_eq!(status.signal(), Some(9), "{status}");
     }
 
     /// How many child processes it has, dead or alive.
@@ -128,190 +117,6 @@ impl Drop for Trap {
 fn can_trace() -> bool {
     missing(&["strace"]).is_empty()
         && Command::new("strace").args(["-o", "/dev/null", "true"]).status().is_ok_and(|status| status.success())
-}
-
-/// The steps of a volume's life, by the calls of a kubelet and a provisioner that try again until they succeed.
-struct Life {
-    name: String,
-    capability: VolumeCapability,
-    staging: String,
-    target: String,
-    id: Option<String>,
-}
-
-impl Life {
-    const STEPS: usize = 6;
-
-    async fn step(&mut self, number: usize, channel: &Channel) -> Result<(), Status> {
-        let mut controller = ControllerClient::new(channel.clone());
-        let mut node = NodeClient::new(channel.clone());
-        let volume_id = self.id.clone().unwrap_or_default();
-        match number {
-            0 => {
-                let wish: CreateVolumeRequest = request(&self.name, 16 * MIB, self.capability.clone());
-                let id = controller.create_volume(wish).await?.into_inner().volume.unwrap().volume_id;
-                // What was answered once is the answer for ever.
-                assert_eq!(*self.id.get_or_insert(id.clone()), id);
-                Ok(())
-            }
-            1 => {
-                let request = NodeStageVolumeRequest {
-                    volume_id,
-                    staging_target_path: self.staging.clone(),
-                    volume_capability: Some(self.capability.clone()),
-                    ..NodeStageVolumeRequest::default()
-                };
-                node.node_stage_volume(request).await.map(drop)
-            }
-            2 => {
-                let request = publication(&volume_id, &self.staging, &self.target, self.capability.clone());
-                node.node_publish_volume(request).await.map(drop)
-            }
-            3 => {
-                let request = NodeUnpublishVolumeRequest { volume_id, target_path: self.target.clone() };
-                node.node_unpublish_volume(request).await.map(drop)
-            }
-            4 => {
-                let request = NodeUnstageVolumeRequest { volume_id, staging_target_path: self.staging.clone() };
-                node.node_unstage_volume(request).await.map(drop)
-            }
-            _ => {
-                let request = DeleteVolumeRequest { volume_id, ..DeleteVolumeRequest::default() };
-                controller.delete_volume(request).await.map(drop)
-            }
-        }
-    }
-}
-
-const CREATE: usize = 0;
-const STAGE: usize = 1;
-const PUBLISH: usize = 2;
-const UNPUBLISH: usize = 3;
-const UNSTAGE: usize = 4;
-const DELETE: usize = 5;
-
-// The names of one system call on different machines; strace passes over those that this one lacks.
-const MKDIR: &str = "?mkdir,?mkdirat";
-const RENAME: &str = "?rename,?renameat,?renameat2";
-const UNLINK: &str = "?unlink,?unlinkat,?rmdir";
-
-/// Lives a volume's life again and again. In each, who makes the `count`th of the given system calls during the given
-/// step, the driver or its helper, is killed as it enters it; `count` grows until the step ends before it. Gives how often a driver and a helper were killed.
-async fn live_and_be_killed(kind: &str, capability: VolumeCapability, moments: &[(usize, &str)]) -> (usize, usize) {
-    let place = Place::new();
-    let mut victim = Victim::start(&place, kind).await;
-    let (mut drivers, mut helpers) = (0, 0);
-    for (doomed, calls) in moments {
-        for count in 1.. {
-            let at = format!("step {doomed} killed at {calls} {count}");
-            let mut life = Life {
-                name: format!("pvc-{doomed}-{calls}-{count}"),
-                capability: capability.clone(),
-                staging: place.text("staging"),
-                target: place.text("pods/target"),
-                id: None,
-            };
-            let mut hit = true;
-            for step in 0..Life::STEPS {
-                if step == *doomed {
-                    let trap = Trap::set(&victim, calls, &format!("signal=KILL:when={count}"));
-                    let channel = victim.channel.clone();
-                    match life.step(step, &channel).await {
-                        Ok(()) => hit = false,
-                        Err(status) if status.message().contains("signal: 9") => helpers += 1,
-                        Err(status) => {
-                            victim.expect_killed(&status);
-                            drivers += 1;
-                            victim = Victim::start(&place, kind).await;
-                        }
-                    }
-                    drop(trap);
-                }
-                let channel = victim.channel.clone();
-                // A helper of the killed driver may be ending just now.
-                wait_until_async(&format!("step {step} after {at}"), Duration::from_secs(60), async || {
-                    life.step(step, &channel).await.ok()
-                })
-                .await;
-                if step == PUBLISH {
-                    let target = place.path("pods/target");
-                    assert_eq!(place.mounts().iter().filter(|mount| mount.point == target).count(), 1, "{at}");
-                }
-            }
-            place.expect_clean();
-            if !hit {
-                assert!(count > 1, "step {doomed} makes no {calls}");
-                break;
-            }
-        }
-    }
-    eprintln!("{kind}: {drivers} drivers and {helpers} helpers were killed");
-    (drivers, helpers)
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn killed_at_any_step_of_an_image_volumes_life() {
-    needs_a_kernel!();
-    skip_unless!(can_trace(), "needs strace, and the right to trace processes");
-    let moments = [
-        (CREATE, MKDIR),
-        (CREATE, "openat"),
-        (CREATE, "ftruncate"),
-        (CREATE, "execve"),
-        (CREATE, "fsync"),
-        (CREATE, RENAME),
-        (STAGE, RENAME),
-        (STAGE, "ioctl"),
-        (STAGE, "fsopen,fsconfig,fsmount,move_mount"),
-        (PUBLISH, MKDIR),
-        (PUBLISH, RENAME),
-        (PUBLISH, "open_tree,mount_setattr,move_mount"),
-        (UNPUBLISH, "umount2"),
-        (UNPUBLISH, UNLINK),
-        (UNPUBLISH, RENAME),
-        (UNSTAGE, "umount2"),
-        (UNSTAGE, "ioctl"),
-        (UNSTAGE, UNLINK),
-        (DELETE, RENAME),
-        (DELETE, "fsync"),
-        (DELETE, UNLINK),
-    ];
-    let killed = live_and_be_killed("image", mounted(), &moments).await;
-    assert!(killed.0 >= 30 && killed.1 >= 20, "{killed:?}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn killed_at_any_step_of_a_block_volumes_life() {
-    needs_a_kernel!();
-    skip_unless!(can_trace(), "needs strace, and the right to trace processes");
-    let moments = [
-        (STAGE, RENAME),
-        (STAGE, "ioctl"),
-        (PUBLISH, "openat2"),
-        (PUBLISH, "ioctl"),
-        (PUBLISH, "open_tree,move_mount"),
-        (UNPUBLISH, UNLINK),
-        (UNSTAGE, "ioctl"),
-    ];
-    let killed = live_and_be_killed("image", block(), &moments).await;
-    assert!(killed.0 >= 20 && killed.1 >= 1, "{killed:?}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn killed_at_any_step_of_a_directory_volumes_life() {
-    needs_a_kernel!();
-    skip_unless!(can_trace(), "needs strace, and the right to trace processes");
-    let moments = [
-        (CREATE, MKDIR),
-        (CREATE, "fsync"),
-        (CREATE, RENAME),
-        (STAGE, "open_tree,mount_setattr,move_mount"),
-        (PUBLISH, "open_tree,mount_setattr,move_mount"),
-        (DELETE, RENAME),
-        (DELETE, UNLINK),
-    ];
-    let killed = live_and_be_killed("directory", mounted(), &moments).await;
-    assert!(killed.0 >= 8 && killed.1 >= 2, "{killed:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
