@@ -19,5 +19,5 @@ pub use scenario::{SCENARIO_LOG, scenario};
 pub use skip::{SKIP_LOG, is_root, missing, report_skip};
 pub use tools::{Tool, cache_dir, go_module_file, go_version, workspace_root};
 pub use tracer::{Doom, Hit, Tracer, can_trace};
-pub use vm::VM_DISK;
+pub use vm::{VM_CALL, VM_DISK, VM_HEARD};
 pub use wait::{wait_until, wait_until_async};

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use keelson_testkit::{SCENARIO_LOG, SKIP_LOG, VM_DISK};
+use keelson_testkit::{SCENARIO_LOG, SKIP_LOG, VM_DISK, VM_HEARD};
 
 use crate::{cpio::Archive, programs::Program, shape::Shape, shape::Tests};
 
@@ -11,6 +11,9 @@ pub(crate) const SKIPS: &str = "/run/keelson-skips";
 
 /// Where they write which of the reference's scenarios they have played.
 pub(crate) const SCENARIOS: &str = "/run/keelson-scenarios";
+
+/// What the host heard before it cut the power.
+const HEARD: &str = "/run/keelson-heard";
 
 /// The part of the initramfs that isn't Debian's.
 pub(crate) fn scripts() -> Vec<u8> {
@@ -29,13 +32,24 @@ pub(crate) fn setup(shape: &Shape, shares: &[std::path::PathBuf]) -> String {
         commands.push(format!("modprobe -a {}", shape.modules.join(" ")));
     }
     for (number, disk) in shape.disks.iter().enumerate() {
-        commands.push(format!("mkdir -p {0} && mount -t ext4 {1} {0}", disk.mount, disk_device(number)));
+        commands.push(format!(
+            "mkdir -p {0} && mount -t {2} {1} {0}",
+            disk.mount,
+            disk_device(number),
+            disk.filesystem
+        ));
     }
     for (number, directory) in shares.iter().enumerate() {
         let directory = quote(directory);
         commands.push(format!("mkdir -p {directory} && mount -t 9p -o {OPTIONS} share{number} {directory}"));
     }
     commands.join("; ")
+}
+
+/// The command that writes down what was heard.
+pub(crate) fn tell(heard: &[String]) -> String {
+    let lines: Vec<_> = heard.iter().map(|line| quote(Path::new(line))).collect();
+    format!("printf '%s\\n' {} > {HEARD}", lines.join(" "))
 }
 
 /// The first disk is the root's.
@@ -46,7 +60,8 @@ fn disk_device(number: usize) -> String {
 
 /// The command that runs `tests` of a program where cargo would run it, in cargo's surroundings.
 pub(crate) fn script(shape: &Shape, program: &Program, tests: &Tests) -> String {
-    let mut script = format!("cd {} && {SKIP_LOG}={SKIPS} {SCENARIO_LOG}={SCENARIOS}", quote(&program.directory));
+    let mut script =
+        format!("cd {} && {SKIP_LOG}={SKIPS} {SCENARIO_LOG}={SCENARIOS} {VM_HEARD}={HEARD}", quote(&program.directory));
     if let Some(disk) = shape.disks.first() {
         script += &format!(" {VM_DISK}={}", disk.mount);
     }

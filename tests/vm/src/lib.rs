@@ -24,6 +24,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use keelson_testkit::VM_CALL;
 
 pub use root::Root;
 pub use shape::{Disk, NumaNode, SHAPES, Shape, Step, Tests};
@@ -101,16 +102,19 @@ fn cut_power_during(machine: &mut Machine<'_>, program: &Program, tests: &Tests)
     /// Enough for calls of every kind to be under way, and little enough to cut several times.
     const LINES: u64 = 60;
     let wanted = 1 + RandomState::new().hash_one(0) % LINES;
-    let mut seen = Vec::new();
+    let (mut seen, mut heard) = (Vec::new(), Vec::new());
     let ended = machine.command(&script(machine.shape(), program, tests), &mut |text| {
         seen.push(text.to_owned());
-        // libtest's own lines come before the first call's.
-        let calls = seen.iter().filter(|line| line.starts_with(shape::PROGRESS)).count();
-        if calls as u64 >= wanted { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        // libtest's own words come before the first call's, perhaps on the same line.
+        heard.extend(text.split_once(VM_CALL).map(|(_, call)| call.to_owned()));
+        if heard.len() as u64 >= wanted { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })?;
     ensure!(ended.is_none(), "{} was to work until the power is cut, but ended:\n{}", program.target, seen.join("\n"));
     eprintln!("shape {}: power cut during {}, after {wanted} lines", machine.shape().name, program.target);
-    machine.cut_power()
+    machine.cut_power()?;
+    let told = machine.command(&guest::tell(&heard), &mut |_| ControlFlow::Continue(()))?;
+    ensure!(told == Some(0), "the guest can't keep what was heard");
+    Ok(())
 }
 
 fn select<'a>(programs: &'a [Program], tests: &Tests) -> impl Iterator<Item = &'a Program> {

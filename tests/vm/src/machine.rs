@@ -52,7 +52,10 @@ impl<'a> Machine<'a> {
         fs::write(machine.file("initramfs"), initramfs).context("failed to write the initramfs")?;
         for (number, disk) in shape.disks.iter().enumerate() {
             let image = machine.file(&format!("disk{number}"));
-            check(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(image).arg(format!("{}M", disk.size_mib)))?;
+            let made = File::create(&image).and_then(|file| file.set_len(u64::from(disk.size_mib) << 20));
+            made.with_context(|| format!("failed to make {}", image.display()))?;
+            let options = if disk.filesystem == "ext4" { "-qF" } else { "-qf" };
+            check(Command::new(format!("mkfs.{}", disk.filesystem)).arg(options).arg(image))?;
         }
         Ok(machine)
     }

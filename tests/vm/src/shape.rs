@@ -26,9 +26,11 @@ pub struct NumaNode {
     pub memory_mib: u32,
 }
 
-/// An ext4 filesystem on a virtio disk.
+/// A filesystem on a virtio disk.
 #[derive(Debug)]
 pub struct Disk {
+    /// Its type.
+    pub filesystem: &'static str,
     /// Where it is mounted. The first disk's is told to the tests in `KEELSON_VM_DISK`.
     pub mount: &'static str,
     /// Its size; what isn't written takes no space on the host.
@@ -42,8 +44,9 @@ pub enum Step {
     Run(Tests),
     /// The guest shuts down in order, and boots again.
     Reboot,
-    /// A test that works until it is killed, printing a line that starts with `call: ` for each thing done, loses the
-    /// power after a random number of lines; the guest boots again.
+    /// A test that works until it is killed, printing a line that starts with [`keelson_testkit::VM_CALL`] for each
+    /// thing done, loses the power after a random number of lines; the guest boots again. The tests after it find those
+    /// lines in the file that [`keelson_testkit::VM_HEARD`] names.
     CutPowerDuring(Tests),
 }
 
@@ -60,9 +63,6 @@ pub struct Tests {
     pub without: &'static [(&'static str, &'static str)],
 }
 
-/// What the lines start with that a test prints in [`Step::CutPowerDuring`].
-pub(crate) const PROGRESS: &str = "call: ";
-
 /// Why the longest scenarios of the reference are left out: they depend on the kernel no more than the others do.
 const PLAYED: &str = "emulated, a play in every version takes minutes; the kernel tier has it";
 
@@ -71,7 +71,7 @@ pub const SHAPES: &[Shape] = &[
     Shape {
         name: "cni",
         nodes: &[NumaNode { cpus: 1, memory_mib: 1024 }, NumaNode { cpus: 1, memory_mib: 1024 }],
-        disks: &[Disk { mount: "/mnt/state", size_mib: 256 }],
+        disks: &[Disk { filesystem: "ext4", mount: "/mnt/state", size_mib: 256 }],
         // What the tests look for before they run; on a node the first VLAN, SCTP mapping or dummy link loads it.
         modules: &["8021q", "sctp", "dummy"],
         kernel_arguments: &[],
@@ -104,16 +104,40 @@ pub const SHAPES: &[Shape] = &[
     Shape {
         name: "storage",
         nodes: &[NumaNode { cpus: 2, memory_mib: 2048 }],
-        disks: &[Disk { mount: "/mnt/pools", size_mib: 2048 }],
+        disks: &[Disk { filesystem: "ext4", mount: "/mnt/pools", size_mib: 2048 }],
         // What the tests look for before they run; a node's first mount loads the filesystems.
         modules: &["loop", "xfs", "btrfs", "quota_v2"],
         kernel_arguments: &[],
         steps: &[Step::Run(storage("kernel_quota")), Step::Run(storage("kernel_subvolume_primitives"))],
     },
+    Shape {
+        name: "storage-power",
+        nodes: &[NumaNode { cpus: 2, memory_mib: 1024 }],
+        disks: &[
+            Disk { filesystem: "ext4", mount: "/mnt/state", size_mib: 256 },
+            Disk { filesystem: "ext4", mount: "/mnt/ext4", size_mib: 2048 },
+            Disk { filesystem: "xfs", mount: "/mnt/xfs", size_mib: 2048 },
+            Disk { filesystem: "btrfs", mount: "/mnt/btrfs", size_mib: 2048 },
+        ],
+        modules: &["loop", "xfs", "btrfs"],
+        kernel_arguments: &[],
+        steps: &[
+            Step::CutPowerDuring(storage_phase("calls_until_the_power_is_cut")),
+            Step::Run(storage_phase("what_was_answered_is_there_after_the_power_cut")),
+            Step::CutPowerDuring(storage_phase("calls_until_the_power_is_cut")),
+            Step::Run(storage_phase("what_was_answered_is_there_after_the_power_cut")),
+            Step::CutPowerDuring(storage_phase("calls_until_the_power_is_cut")),
+            Step::Run(storage_phase("what_was_answered_is_there_after_the_power_cut")),
+        ],
+    },
 ];
 
 const fn storage(target: &'static str) -> Tests {
     Tests { package: "keelson-csi", target, only: None, without: &[] }
+}
+
+const fn storage_phase(test: &'static str) -> Tests {
+    Tests { package: "keelson-csi", target: "vm_pool_power_cut", only: Some(test), without: &[] }
 }
 
 const fn cni_phase(target: &'static str, test: &'static str) -> Tests {
