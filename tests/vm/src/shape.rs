@@ -108,7 +108,12 @@ pub const SHAPES: &[Shape] = &[
         // What the tests look for before they run; a node's first mount loads the filesystems.
         modules: &["loop", "xfs", "btrfs", "quota_v2"],
         kernel_arguments: &[],
-        steps: &[Step::Run(storage("kernel_quota")), Step::Run(storage("kernel_subvolume_primitives"))],
+        steps: &[
+            Step::Run(storage("kernel_quota")),
+            Step::Run(storage("kernel_directories")),
+            Step::Run(storage("kernel_subvolume_primitives")),
+            Step::Run(storage("kernel_subvolumes")),
+        ],
     },
     Shape {
         name: "storage-power",
