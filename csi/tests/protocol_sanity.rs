@@ -12,8 +12,9 @@ use std::{
     process::Command,
 };
 
-use common::{MIB, Place, Running, has_sys_resource};
+use common::{MIB, Place, Running, disk::Disk, has_sys_resource};
 use keelson_testkit::Tool;
+use tempfile::TempDir;
 
 /// Why csi-sanity skips how many of its specs. A capability that is newly advertised takes lines away.
 const SKIPPED: [(&str, usize); 4] = [
@@ -45,14 +46,45 @@ fn growing() -> (&'static str, i64) {
     if has_sys_resource() { ("ext4", 64 * MIB) } else { ("xfs", 320 * MIB) }
 }
 
+/// A filesystem of its own for the pool. Its file lies elsewhere: what is left in the place is looked at.
+fn disk(place: &Place, filesystem: &str) -> (Disk, TempDir) {
+    let directory = tempfile::tempdir().unwrap();
+    let disk = Disk::make(&directory.path().join("disk"), filesystem, 8 << 30, &place.path("pool"));
+    (disk, directory)
+}
+
+/// Returns from the calling test where there is no such filesystem.
+macro_rules! needs_filesystem {
+    ($name:literal) => {
+        needs_a_kernel!();
+        let program = concat!("mkfs.", $name);
+        keelson_testkit::skip_unless!(keelson_testkit::missing(&[program]).is_empty(), format!("needs {program}"));
+        let known = fs::read_to_string("/proc/filesystems").unwrap();
+        keelson_testkit::skip_unless!(
+            known.contains(concat!("\t", $name, "\n")),
+            concat!("the kernel has no ", $name).to_owned()
+        );
+    };
+}
+
 /// Runs csi-sanity; exactly `passed` specs pass, and beside [`SKIPPED`] only `skipped` are skipped.
 async fn sanity(kind: &str, access: &str, passed: usize, skipped: &[(&str, usize)]) {
-    let tools = tokio::task::spawn_blocking(|| Tool::CsiSanity.ensure()).await.unwrap().unwrap();
+    sanity_in(&Place::new(), kind, access, passed, skipped).await;
+}
+
+/// The same in a place whose pool lies on a filesystem of its own.
+async fn sanity_on(filesystem: &str, kind: &str, access: &str, passed: usize) {
     let place = Place::new();
+    let _disk = disk(&place, filesystem);
+    sanity_in(&place, kind, access, passed, &[]).await;
+}
+
+async fn sanity_in(place: &Place, kind: &str, access: &str, passed: usize, skipped: &[(&str, usize)]) {
+    let tools = tokio::task::spawn_blocking(|| Tool::CsiSanity.ensure()).await.unwrap().unwrap();
     let mut section = place.section(kind);
     // All that there is; without it, the health calls are skipped.
     section["volumeHealth"] = serde_json::json!(true);
-    let driver = Running::start(&place, &section).await;
+    let driver = Running::start(place, &section).await;
     let (filesystem, bytes) = if kind == "image" && access == "mount" { growing() } else { ("", 64 * MIB) };
     let parameters = place.path("parameters.yaml");
     fs::write(&parameters, format!("csi.storage.k8s.io/fstype: \"{filesystem}\"\n")).unwrap();
@@ -104,6 +136,24 @@ async fn sanity(kind: &str, access: &str, passed: usize, skipped: &[(&str, usize
 async fn csi_sanity_mounts_on_an_image_pool() {
     needs_a_kernel!();
     sanity("image", "mount", 88, &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn csi_sanity_mounts_on_an_image_pool_on_xfs() {
+    needs_filesystem!("xfs");
+    sanity_on("xfs", "image", "mount", 89).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn csi_sanity_mounts_on_an_image_pool_on_btrfs() {
+    needs_filesystem!("btrfs");
+    sanity_on("btrfs", "image", "mount", 89).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn csi_sanity_mounts_on_a_subvolume_pool() {
+    needs_filesystem!("btrfs");
+    sanity_on("btrfs", "subvolume", "mount", 89).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
