@@ -141,19 +141,19 @@ async fn csi_sanity_mounts_on_an_image_pool() {
 #[tokio::test(flavor = "multi_thread")]
 async fn csi_sanity_mounts_on_an_image_pool_on_xfs() {
     needs_filesystem!("xfs");
-    sanity_on("xfs", "image", "mount", 89).await;
+    sanity_on("xfs", "image", "mount", 88).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn csi_sanity_mounts_on_an_image_pool_on_btrfs() {
     needs_filesystem!("btrfs");
-    sanity_on("btrfs", "image", "mount", 89).await;
+    sanity_on("btrfs", "image", "mount", 88).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn csi_sanity_mounts_on_a_subvolume_pool() {
     needs_filesystem!("btrfs");
-    sanity_on("btrfs", "subvolume", "mount", 89).await;
+    sanity_on("btrfs", "subvolume", "mount", 88).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
