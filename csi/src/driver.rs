@@ -62,6 +62,14 @@ impl Driver {
         Ok(Self { service: Service::new(state), registration })
     }
 
+    /// Its calls, without a socket and what is around every call.
+    #[cfg(feature = "fuzzing")]
+    pub(crate) fn into_routes(self) -> tonic::service::Routes {
+        tonic::service::Routes::new(IdentityServer::new(self.service.clone()))
+            .add_service(ControllerServer::new(self.service.clone()))
+            .add_service(NodeServer::new(self.service))
+    }
+
     /// What it is at, to be looked at while it runs.
     #[must_use]
     pub fn operations(&self) -> Operations {

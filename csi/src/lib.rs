@@ -9,6 +9,9 @@
 mod config;
 mod driver;
 mod error;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod kernel;
 pub mod operator;
 mod policy;

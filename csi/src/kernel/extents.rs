@@ -142,7 +142,7 @@ fn next_data(file: &File, position: u64) -> io::Result<Option<Extent>> {
     Ok(Some(Extent { logical: start, bytes, physical, unwritten: false, shared: false }))
 }
 
-fn extent(found: &FiemapExtent) -> Extent {
+pub(super) fn extent(found: &FiemapExtent) -> Extent {
     // Documentation/filesystems/fiemap.rst: with ENCODED or NOT_ALIGNED the address isn't that of the data as it is;
     // INLINE and TAIL set NOT_ALIGNED, DELALLOC sets UNKNOWN.
     const NO_ADDRESS: u32 = sys::FIEMAP_EXTENT_UNKNOWN

@@ -251,7 +251,7 @@ fn whole(request: &Request) -> io::Result<Vec<u8>> {
 }
 
 /// A request as its verb and its arguments: `{"unmount": {...}}`, the key and the value.
-fn encode(request: &Request) -> io::Result<(String, Vec<u8>)> {
+pub(super) fn encode(request: &Request) -> io::Result<(String, Vec<u8>)> {
     let mut by_verb: HashMap<String, Value> = serde_json::from_value(serde_json::to_value(request)?)?;
     let Some((verb, arguments)) = by_verb.drain().next() else {
         return Err(io::Error::other("a request has no verb"));
@@ -409,9 +409,14 @@ fn decode(arguments: impl IntoIterator<Item = OsString>) -> Result<Option<Reques
     if verb == WAIT && line.is_empty() {
         return Ok(None);
     }
-    let body: Value = serde_json::from_str(&line).map_err(|error| format!("expected a line of JSON: {error}"))?;
+    decode_line(&verb, &line).map(Some)
+}
+
+/// A verb and its arguments as a request.
+pub(super) fn decode_line(verb: &str, line: &str) -> Result<Request, String> {
+    let body: Value = serde_json::from_str(line).map_err(|error| format!("expected a line of JSON: {error}"))?;
     let request = if verb == WAIT { body } else { serde_json::json!({ verb: body }) };
-    serde_json::from_value(request).map(Some).map_err(|error| error.to_string())
+    serde_json::from_value(request).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]

@@ -8,6 +8,8 @@ pub(crate) mod filesystem;
 pub(crate) mod format;
 #[allow(dead_code, reason = "for group snapshots, which are being built")]
 pub(crate) mod freeze;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod grow;
 mod helper;
 pub(crate) mod image;

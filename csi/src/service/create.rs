@@ -62,13 +62,13 @@ impl From<Problem> for CreateError {
 }
 
 /// What the request comes down to.
-struct Wish {
-    name: String,
-    capabilities: Vec<Capability>,
+pub(super) struct Wish {
+    pub(super) name: String,
+    pub(super) capabilities: Vec<Capability>,
     parameters: Parameters,
     /// What mutable_parameters ask for; they win over `parameters`.
-    changes: Changes,
-    range: SizeRange,
+    pub(super) changes: Changes,
+    pub(super) range: SizeRange,
     source: Option<Wanted>,
     /// Whether accessibility_requirements leave room for this node.
     on_this_node: bool,
@@ -223,7 +223,7 @@ pub(super) fn describe(pool: &Pool, record: &VolumeRecord, node: &str) -> Volume
 }
 
 impl Wish {
-    fn parse(request: &CreateVolumeRequest, node: &str) -> Result<Self, CreateError> {
+    pub(super) fn parse(request: &CreateVolumeRequest, node: &str) -> Result<Self, CreateError> {
         let name = required("name", &request.name)?.to_owned();
         names::check_volume_name(&name).map_err(|wrong| Problem::new("name", "", wrong, "use printable characters"))?;
         check_map("secrets", &request.secrets)?;

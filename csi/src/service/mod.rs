@@ -8,6 +8,8 @@ mod controller;
 mod create;
 mod delete;
 mod expand;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod group;
 mod health;
 mod identity;

@@ -77,7 +77,7 @@ pub(crate) fn create_record<T: Format>(path: &Path, record: &T) -> Result<File, 
     Ok(file)
 }
 
-fn print<T: Format>(path: &Path, record: &T) -> Result<Vec<u8>, RecordError> {
+pub(super) fn print<T: Format>(path: &Path, record: &T) -> Result<Vec<u8>, RecordError> {
     #[derive(Serialize)]
     struct Versioned<'a, T> {
         version: u32,

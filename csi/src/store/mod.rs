@@ -3,6 +3,8 @@
 mod attachments;
 mod draft;
 mod format;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod identity;
 mod index;
 mod limits;

@@ -5,8 +5,10 @@
 //! in a module `fuzzing`. An engine of our own drives them, because the usual ones come under licences that the
 //! project doesn't take, or need a nightly compiler.
 
+mod calls;
 mod coverage;
 mod engine;
+mod messages;
 mod mutate;
 
 use std::{
@@ -18,7 +20,8 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
-use keelson_cni::fuzzing;
+use keelson_cni::fuzzing as cni;
+use keelson_csi::fuzzing as csi;
 
 /// Where the seeds are: a directory for each target.
 const SEEDS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/seeds");
@@ -29,13 +32,18 @@ struct Target {
     run: fn(&[u8]),
 }
 
-const TARGETS: [Target; 6] = [
-    Target { name: "network", run: fuzzing::network },
-    Target { name: "environment", run: fuzzing::environment },
-    Target { name: "result", run: fuzzing::result },
-    Target { name: "store", run: fuzzing::store },
-    Target { name: "host_local", run: fuzzing::host_local },
-    Target { name: "netlink", run: fuzzing::netlink },
+const TARGETS: [Target; 11] = [
+    Target { name: "network", run: cni::network },
+    Target { name: "environment", run: cni::environment },
+    Target { name: "result", run: cni::result },
+    Target { name: "store", run: cni::store },
+    Target { name: "host_local", run: cni::host_local },
+    Target { name: "netlink", run: cni::netlink },
+    Target { name: "record", run: csi::record },
+    Target { name: "pool", run: csi::pool },
+    Target { name: "request", run: csi::request },
+    Target { name: "kernel", run: csi::kernel },
+    Target { name: "calls", run: calls::run },
 ];
 
 /// Fuzzes the parsers that meet the outside.

@@ -20,7 +20,7 @@
 //! such subvolumes, and [`delete`] takes them along.
 
 mod qgroup;
-mod sys;
+pub(super) mod sys;
 
 use std::{
     io,
