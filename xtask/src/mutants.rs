@@ -1,7 +1,8 @@
 //! The mutants tier: does a unit test notice when the code decides otherwise?
 //!
 //! cargo-mutants changes one thing at a time in what is pure or nearly so, and runs the unit tests. What survives stands in
-//! `cni/mutants.md` with the reason why no unit test can or should notice it; anything else that survives is a missing test.
+//! the crate's `mutants.md` with the reason why no unit test can or should notice it; anything else that survives is a
+//! missing test.
 
 use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
@@ -14,10 +15,17 @@ use crate::run::{cargo, check};
 const VERSION: &str = "27.1.0";
 
 /// What is changed: decisions, parsers and the store.
-const FILES: [&str; 3] = ["cni/src/policy/**", "cni/src/config/**", "cni/src/store/**"];
+const FILES: [&str; 6] = [
+    "cni/src/policy/**",
+    "cni/src/config/**",
+    "cni/src/store/**",
+    "csi/src/policy/**",
+    "csi/src/store/**",
+    "csi/src/kernel/superblock.rs",
+];
 
 /// The survivors that are known, a list item each: the mutant in backquotes, then the reason.
-const KNOWN: &str = "cni/mutants.md";
+const KNOWN: [&str; 2] = ["cni/mutants.md", "csi/mutants.md"];
 
 /// Which mutants are tried.
 #[derive(Debug, clap::Args)]
@@ -60,7 +68,8 @@ pub(crate) fn run(selection: &Selection) -> Result<Mutants> {
         )?;
     }
     let mut command = Command::new(&program);
-    command.current_dir(workspace_root()).args(["mutants", "--package", "keelson-cni", "--output", "target"]);
+    command.current_dir(workspace_root()).args(["mutants", "--output", "target"]);
+    command.args(["--package", "keelson-cni", "--package", "keelson-csi"]);
     // For the build as well: without it, every mutant is linked into every test program.
     command.args(["--cargo-arg=--lib", "--minimum-test-timeout=60", "--exclude=**/fuzzing.rs"]);
     for file in &selection.file {
@@ -81,7 +90,10 @@ pub(crate) fn run(selection: &Selection) -> Result<Mutants> {
     // 2 and 3: some survived, or timed out.
     ensure!(matches!(status.code(), Some(0 | 2 | 3)), "cargo-mutants ended with {status}");
 
-    let known = known(&read(KNOWN)?);
+    let mut known = BTreeSet::new();
+    for path in KNOWN {
+        known.extend(survivors(&read(path)?));
+    }
     let survived = list("missed")?;
     let missed: Vec<_> = survived.iter().filter(|mutant| !known.contains(*mutant)).cloned().collect();
     Ok(Mutants {
@@ -101,7 +113,7 @@ fn list(outcome: &str) -> Result<Vec<String>> {
     Ok(read(&format!("target/mutants.out/{outcome}.txt"))?.lines().map(without_position).collect())
 }
 
-fn known(text: &str) -> BTreeSet<String> {
+fn survivors(text: &str) -> BTreeSet<String> {
     text.lines().filter_map(|line| Some(line.strip_prefix("- `")?.split_once('`')?.0.to_owned())).collect()
 }
 
@@ -123,6 +135,6 @@ mod tests {
         let line = "cni/src/policy/allocate.rs:36:9: replace < with <= in Range::size";
         assert_eq!(without_position(line), "cni/src/policy/allocate.rs: replace < with <= in Range::size");
         let list = "# Text\n\n- `cni/src/policy/allocate.rs: replace < with <= in Range::size`: a reason.\n";
-        assert_eq!(known(list), BTreeSet::from([without_position(line)]));
+        assert_eq!(survivors(list), BTreeSet::from([without_position(line)]));
     }
 }

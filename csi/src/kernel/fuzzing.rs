@@ -96,6 +96,8 @@ fn btrfs_items(bytes: &[u8]) {
 /// The line that a helper reads, as the arguments of every verb.
 fn helper_line(line: &[u8]) {
     let Ok(line) = str::from_utf8(line) else { return };
+    // The request with its verb, for a helper that was kept in stock.
+    let _ = decode_line("wait", line);
     for verb in VERBS {
         let Ok(request) = decode_line(verb, line) else { continue };
         let (again, text) = encode(&request).unwrap();

@@ -30,3 +30,14 @@ impl Abilities {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directories_are_not_copied() {
+        let copies = |kind| Abilities::least(kind).copies();
+        assert!(copies(PoolKind::Image) && copies(PoolKind::Subvolume) && !copies(PoolKind::Directory));
+    }
+}

@@ -99,6 +99,13 @@ mod tests {
         }
     }
 
+    #[test]
+    fn who_waits_on_no_disk_waits_least() {
+        assert_eq!(bounds("Probe"), Bounds { longest: AT_ONCE, works: false });
+        assert_eq!(bounds("ListVolumes"), Bounds { longest: LOOKING, works: true });
+        assert_eq!(bounds("CreateVolume"), Bounds { longest: CHANGING, works: true });
+    }
+
     proptest! {
         #[test]
         fn no_header_makes_it_panic(header in ".*") {

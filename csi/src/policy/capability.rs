@@ -309,6 +309,42 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn modes_have_the_names_of_the_spec() {
+        for (mode, name, read_only) in [
+            (1, "SINGLE_NODE_WRITER", false),
+            (2, "SINGLE_NODE_READER_ONLY", true),
+            (6, "SINGLE_NODE_SINGLE_WRITER", false),
+            (7, "SINGLE_NODE_MULTI_WRITER", false),
+        ] {
+            let parsed = Capability::parse("c", Some(&request(any_access(), mode))).unwrap();
+            assert_eq!((parsed.mode.as_str(), parsed.is_read_only()), (name, read_only));
+        }
+        for (mode, value) in [(0, ""), (99, "99")] {
+            let refused = Capability::parse("c", Some(&request(any_access(), mode)));
+            assert!(matches!(refused, Err(Rejected::Invalid(problem)) if problem.value == value), "{mode}");
+        }
+    }
+
+    #[test]
+    fn images_are_what_loop_devices_show() {
+        for kind in [ContentKind::Block, EXT4] {
+            assert!(kind.is_image(), "{kind:?}");
+        }
+        for kind in [ContentKind::Directory, ContentKind::Subvolume] {
+            assert!(!kind.is_image(), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn a_subvolume_is_of_btrfs_and_a_directory_of_nothing() {
+        let fits = |content| {
+            let btrfs = Capability { mode: AccessMode::Writer, access: mount("btrfs", &[]) };
+            btrfs.fits(content).is_ok()
+        };
+        assert!(fits(ContentKind::Subvolume) && !fits(ContentKind::Directory));
+    }
+
+    #[test]
     fn a_volume_mount_group_is_not_ignored() {
         let mount = MountVolume { volume_mount_group: "1000".to_owned(), ..MountVolume::default() };
         let capability = request(Some(AccessType::Mount(mount)), 1);

@@ -215,6 +215,27 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_size_is_admitted_between_its_bounds() {
+        let both = range(10, 20).unwrap();
+        assert_eq!([9, 10, 20, 21].map(|bytes| both.admits(bytes)), [false, true, true, false]);
+        assert!(range(10, 0).unwrap().admits(u64::MAX));
+    }
+
+    #[test]
+    fn the_largest_size_of_all_can_be_asked_for() {
+        check(LARGEST.cast_signed(), 0, ContentKind::Block, Some(LARGEST));
+        check(LARGEST.cast_signed() + 1, 0, ContentKind::Block, None);
+    }
+
+    #[test]
+    fn the_largest_volume_is_256_of_257_parts_of_what_is_left() {
+        for available in [0, BOOKKEEPING, BOOKKEEPING + 4096, 1 << 20, 1 << 30, (1 << 40) + 12_345] {
+            let room = u128::from(available.saturating_sub(BOOKKEEPING)) * 256 / 257;
+            assert_eq!(u128::from(largest_volume(available)), room / u128::from(GRANULE) * u128::from(GRANULE));
+        }
+    }
+
     proptest! {
         #[test]
         fn what_is_chosen_is_admitted_and_whole(

@@ -44,6 +44,7 @@ mod tests {
         for one in FilesystemType::ALL {
             assert_eq!(FilesystemType::named(one.as_str()), Some(one));
             assert_eq!(serde_json::to_value(one).unwrap(), one.as_str());
+            assert_eq!(one.to_string(), one.as_str());
         }
         assert_eq!(FilesystemType::named("ext3"), None);
     }

@@ -197,6 +197,32 @@ mod tests {
     }
 
     #[test]
+    fn a_promise_can_change_and_an_item_be_measured_anew() {
+        let mut ledger = Ledger::default();
+        ledger.insert("v", "f1", 100);
+        measure(&mut ledger, "v", 60, 5);
+        assert_eq!(ledger.figures("v"), Some(Figures { exclusive: 60, shared: 5 }));
+        assert_eq!((ledger.figures("w"), ledger.stale().len()), (None, 0));
+        ledger.touch("v");
+        ledger.touch("w");
+        assert_eq!(ledger.stale().len(), 1);
+        ledger.promise("v", 50);
+        assert_eq!((ledger.promised(), ledger.taken()), (50, 50));
+    }
+
+    #[test]
+    fn who_has_relatives_is_not_alone() {
+        let mut ledger = Ledger::default();
+        ledger.insert("v", "f1", 100);
+        ledger.insert("w", "f2", 100);
+        assert!(ledger.is_alone("v"));
+        ledger.insert_cut("s", "v", "f1", 60);
+        assert!(!ledger.is_alone("v") && !ledger.is_alone("s") && ledger.is_alone("w"));
+        ledger.remove("v");
+        assert!(ledger.is_alone("s"));
+    }
+
+    #[test]
     fn figures_from_before_a_cut_are_not_believed() {
         let mut ledger = Ledger::default();
         ledger.insert("v", "f1", 100);

@@ -174,6 +174,7 @@ mod tests {
         assert_eq!(check_topology_value("node_a.b-c"), Ok(()));
         assert!(check_topology_value("").is_err());
         assert_eq!(check_pool_name("fast-1"), Ok(()));
+        assert_eq!(check_pool_name(&"x".repeat(63)), Ok(()));
         for illegal in ["", "..", "a/b", "A", "-a", "a-", "ä", &"x".repeat(64)] {
             assert!(check_pool_name(illegal).is_err(), "{illegal}");
         }

@@ -170,6 +170,14 @@ mod tests {
     }
 
     #[test]
+    fn ways_of_provisioning_have_names() {
+        for (way, name) in [(Provisioning::Thin, "thin"), (Provisioning::Thick, "thick")] {
+            assert_eq!((Provisioning::named(name), way.as_str()), (Some(way), name));
+        }
+        assert_eq!(Provisioning::named("Thin"), None);
+    }
+
+    #[test]
     fn anything_else_is_refused_by_name() {
         assert_eq!(parse(&[("pol", "x")]).unwrap_err().path, "parameters[pol]");
         assert_eq!(parse(&[("provisioning", "fat")]).unwrap_err().value, "fat");

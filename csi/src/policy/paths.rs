@@ -98,14 +98,27 @@ mod tests {
         check("/./", Err("is the root directory"));
         check("/a\0b", Err("contains a NUL"));
         check(&format!("/{}", "x".repeat(4095)), Err("has 4096 bytes, more than 4095"));
+        let longest = format!("/{}", "x".repeat(4094));
+        check(&longest, Ok(&longest));
     }
 
     #[test]
     fn parent_and_name() {
         let path = TargetPath::try_from("/a/b".to_owned()).unwrap();
         assert_eq!((path.parent(), path.name()), (Path::new("/a"), "b"));
+        assert_eq!(path.to_string(), "/a/b");
         let top = TargetPath::try_from("/a".to_owned()).unwrap();
         assert_eq!((top.parent(), top.name()), (Path::new("/"), "a"));
+    }
+
+    #[test]
+    fn paths_overlap_where_one_is_in_the_other() {
+        for (one, other, expected) in
+            [("/a", "/a", true), ("/a", "/a/b", true), ("/a", "/ab", false), ("/a/b", "/a/c", false)]
+        {
+            assert_eq!(overlap(Path::new(one), Path::new(other)), expected, "{one} {other}");
+            assert_eq!(overlap(Path::new(other), Path::new(one)), expected, "{other} {one}");
+        }
     }
 
     proptest! {

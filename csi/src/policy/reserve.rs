@@ -128,6 +128,29 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_part_of_a_size_that_is_no_multiple_of_100() {
+        for (percent, total, expected) in
+            [(5, 1050, 52), (50, 199, 99), (100, u64::MAX, u64::MAX), (99, 99, 98), (0, 99, 0)]
+        {
+            assert_eq!(Reserve::Percent(percent).bytes_of(total), expected, "{percent}% of {total}");
+        }
+    }
+
+    #[test]
+    fn amounts_are_printed_as_people_write_them() {
+        for (reserve, expected) in [
+            (Reserve::Bytes(0), "0"),
+            (Reserve::Bytes(1000), "1000"),
+            (Reserve::Bytes(10 << 30), "10Gi"),
+            (Reserve::Bytes(3 << 10), "3Ki"),
+            (Reserve::Percent(5), "5%"),
+        ] {
+            assert_eq!(reserve.to_string(), expected);
+            assert_eq!(serde_json::to_value(reserve).unwrap(), expected);
+        }
+    }
+
     proptest! {
         #[test]
         fn what_is_printed_is_read_again(bytes in prop_oneof![any::<u64>(), (0_u64..1000).prop_map(|n| n << 30)]) {

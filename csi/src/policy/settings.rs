@@ -101,6 +101,7 @@ mod tests {
         let after = Settings { read_ahead_kib: Some(0), direct_io: Some(false), inodes: Some(5) };
         assert_eq!(before.with(&changes), after);
         assert_eq!(before.with(&parse(&[]).unwrap()), before);
+        assert!(Settings::default().is_default() && !before.is_default());
         assert_eq!(parse(&[("directIo", "true")]).unwrap().settings.direct_io, Some(true));
     }
 

@@ -194,6 +194,17 @@ mod tests {
     }
 
     #[test]
+    fn what_is_recorded_is_listed_and_what_cannot_be_removed_is_told() {
+        let state = tempfile::tempdir().unwrap();
+        let attachments = Attachments::open(state.path()).unwrap();
+        let id = VolumeId::generate();
+        assert_eq!(attachments.ids().unwrap(), []);
+        fs::create_dir(attachments.path_of(&id)).unwrap();
+        assert_eq!(attachments.ids().unwrap(), [id.clone()]);
+        attachments.write(&id, &Attachment::default()).unwrap_err();
+    }
+
+    #[test]
     fn the_format_is_as_documented() {
         let text = r#"{
             "version": 1,

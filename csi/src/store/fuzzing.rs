@@ -87,6 +87,7 @@ pub(crate) fn check_pool(text: &[u8]) {
     let root = env::temp_dir().join(format!("keelson-fuzz-pool-{}", process::id()));
     let _ = fs::remove_dir_all(&root);
     let path = root.join("pool");
+    fs::create_dir_all(&root).unwrap();
     for (name, content) in &files {
         put(&path, Path::new(name), content);
     }

@@ -147,6 +147,27 @@ mod tests {
     }
 
     #[test]
+    fn a_directory_is_a_pool_or_may_become_one_or_is_somebodys() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        let fit = |remembered: Option<&Remembered>| fitness(path, remembered).unwrap();
+        assert!(!is_some_pool(path) && is_empty(path).unwrap());
+        assert_eq!(fit(None), Fitness::Empty);
+        fs::create_dir(path.join("lost+found")).unwrap();
+        fs::write(path.join(format!(".{MARKER}.1.0.tmp")), "").unwrap();
+        assert_eq!(fit(None), Fitness::Empty);
+        fs::write(path.join("file"), "").unwrap();
+        assert_eq!(fit(None), Fitness::NotEmpty);
+        let (marker, other) = (Marker::generate(PoolKind::Image), Marker::generate(PoolKind::Image));
+        let (own, foreign) = (Remembered::new(&marker, None, path), Remembered::new(&other, None, path));
+        assert_eq!(fit(Some(&own)), Fitness::Unknown);
+        marker.write(path).unwrap();
+        assert!(is_some_pool(path));
+        assert_eq!((fit(None), fit(Some(&own))), (Fitness::Pool(PoolKind::Image), Fitness::Pool(PoolKind::Image)));
+        assert_eq!(fit(Some(&foreign)), Fitness::Unknown);
+    }
+
+    #[test]
     fn a_later_version_is_named_as_the_reason() {
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join(MARKER), r#"{"version": 2, "more": true}"#).unwrap();

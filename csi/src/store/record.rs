@@ -180,6 +180,23 @@ mod tests {
     }
 
     #[test]
+    fn parts_lie_where_the_format_says() {
+        let folder = Path::new("/pool/volumes/v1-0");
+        assert_eq!(content_path(folder, ContentKind::Block), folder.join("image"));
+        assert_eq!(content_path(folder, ContentKind::Directory), folder.join("data"));
+        let (volume, snapshot) = (VolumeId::generate(), SnapshotId::generate());
+        assert_eq!(Source::Volume(volume.clone()).as_str(), volume.as_str());
+        assert_eq!(Source::Snapshot(snapshot.clone()).as_str(), snapshot.as_str());
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_read_is_not_one_that_is_missing() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(read_record::<VolumeRecord>(&folder.path().join("none")).unwrap().is_none());
+        assert!(read_record::<VolumeRecord>(folder.path()).is_err());
+    }
+
+    #[test]
     fn a_volume_of_version_1_is_read() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("volume.json");

@@ -1,6 +1,9 @@
 //! One pool, with real directories.
 
-use std::{fs, path::Path, sync::Barrier, thread};
+mod holdings;
+mod shares;
+
+use std::{fs, os::unix::fs::MetadataExt, path::Path, sync::Barrier, thread};
 
 use super::{Lookup, Pool, VolumeRecord, pool::lock};
 use crate::{
@@ -10,19 +13,21 @@ use crate::{
 
 /// A pool of directories in a directory of its own.
 fn pool(directory: &Path) -> Pool {
-    let path = directory.join("pool");
-    let (name, resolved) = ("pool".to_owned(), path.clone());
-    let settings = PoolSettings {
-        name,
+    Pool::new(settings(directory, "pool", PoolKind::Directory), &directory.join("state"))
+}
+
+fn settings(directory: &Path, name: &str, kind: PoolKind) -> PoolSettings {
+    let path = directory.join(name);
+    PoolSettings {
+        name: name.to_owned(),
+        resolved: path.clone(),
         path,
-        resolved,
-        kind: PoolKind::Directory,
+        kind,
         unenforced_sizes: false,
         reserve: Reserve::Bytes(0),
         overcommit_percent: 100,
         may_create: true,
-    };
-    Pool::new(settings, &directory.join("state"))
+    }
 }
 
 fn record(id: &VolumeId) -> VolumeRecord {
@@ -61,6 +66,40 @@ fn a_pool_that_is_lost_knows_nothing_rather_than_that_nothing_is_there() {
     pool.after::<VolumeRecord>(None, 1).unwrap_err();
     pool.check().unwrap();
     assert!(matches!(pool.find::<VolumeRecord>(&id), Lookup::Absent));
+}
+
+#[test]
+fn a_pool_is_used_by_one_process_until_it_is_released() {
+    let directory = tempfile::tempdir().unwrap();
+    let (one, other) = (pool(directory.path()), pool(directory.path()));
+    assert!(!one.is_available() && one.device().is_none());
+    one.check().unwrap();
+    one.check_writable().unwrap();
+    assert!(one.is_available());
+    assert_eq!(one.device(), Some(fs::metadata(&one.settings.path).unwrap().dev()));
+    other.check().unwrap_err();
+    one.release();
+    other.check().unwrap();
+    one.check().unwrap_err();
+}
+
+#[test]
+fn what_is_no_directory_is_no_pool() {
+    let directory = tempfile::tempdir().unwrap();
+    let pool = pool(directory.path());
+    fs::write(&pool.settings.path, "").unwrap();
+    let error = pool.check().unwrap_err();
+    assert!(keelson_host::error_chain(&error).ends_with("not a directory"), "{error:?}");
+}
+
+#[test]
+fn turns_come_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let pool = pool(directory.path());
+    for _ in 0..2 {
+        let turns: Vec<_> = std::iter::from_fn(|| pool.enter().ok()).collect();
+        assert_eq!(turns.len(), 64);
+    }
 }
 
 #[test]

@@ -1,0 +1,154 @@
+//! What pools promise, and what several of them share.
+
+use std::{
+    fs::{self, File},
+    io::Write,
+    os::unix::fs::MetadataExt,
+    path::Path,
+};
+
+use super::settings;
+use crate::{
+    config::PoolKind,
+    policy::{Content, Figures, Provisioning, SnapshotId, VolumeId, charge},
+    store::{Lacking, LookupError, Pool, Pools, SnapshotRecord, VolumeRecord, space::promise_of},
+};
+
+const BYTES: u64 = 1 << 20;
+
+/// Two pools of images and one of directories, in one directory.
+fn pools(directory: &Path) -> Pools {
+    let of = |name: &str, kind| settings(directory, name, kind);
+    let all = vec![of("a", PoolKind::Image), of("b", PoolKind::Image), of("c", PoolKind::Directory)];
+    let pools = Pools::new(all, &directory.join("state"));
+    pools.iter().for_each(|pool| pool.check().unwrap());
+    pools
+}
+
+/// An image of [`BYTES`] with so many of them written, and what it takes on the disk.
+fn image(pool: &Pool, name: &str, written: usize) -> (VolumeRecord, u64) {
+    let id = VolumeId::generate();
+    let made = VolumeRecord::new(id, name.to_owned(), BYTES, Provisioning::Thin, Content::Block);
+    let draft = pool.build(made.id.as_str()).unwrap();
+    let mut file = File::create_new(draft.folder().join("image")).unwrap();
+    file.write_all(&vec![7; written]).unwrap();
+    file.set_len(BYTES).unwrap();
+    file.sync_all().unwrap();
+    let taken = file.metadata().unwrap().blocks() * 512;
+    draft.commit(made.clone(), Some(&file)).unwrap();
+    (made, taken)
+}
+
+#[test]
+fn a_volume_is_promised_its_size_and_has_taken_its_blocks() {
+    let directory = tempfile::tempdir().unwrap();
+    let pools = pools(directory.path());
+    let pool = pools.named("a").unwrap();
+    assert_eq!(pool.promises().unwrap(), (0, 0));
+    let (volume, taken) = image(pool, "pvc-1", 64 << 10);
+    assert!(taken > 0);
+    assert_eq!(pool.promises().unwrap(), (charge(BYTES), taken));
+    assert_eq!(pool.figures(volume.id.as_str()), Some(Figures { exclusive: taken, shared: 0 }));
+    // A copy from before it was measured.
+    let copy = SnapshotRecord {
+        id: SnapshotId::generate(),
+        name: "snap-1".to_owned(),
+        volume: volume.id.clone(),
+        bytes: BYTES,
+        held: 4096,
+        created: 1,
+        content: Content::Block,
+        family: volume.id.clone(),
+        group: None,
+    };
+    let draft = pool.build(copy.id.as_str()).unwrap();
+    File::create_new(draft.folder().join("image")).unwrap();
+    draft.commit(copy.clone(), None).unwrap();
+    assert_eq!(pool.promises().unwrap(), (charge(BYTES) + charge(4096), taken));
+    pool.remove(&copy).unwrap();
+    assert_eq!(pool.promises().unwrap(), (charge(BYTES), taken));
+    // What is attached is measured every time, and once more when it no longer is.
+    let path = pool.folder(&volume).join("image");
+    let grow = |written: usize| {
+        fs::write(&path, vec![7; written]).unwrap();
+        fs::metadata(&path).unwrap().blocks() * 512
+    };
+    let grown = grow(128 << 10);
+    assert_eq!(pool.promises().unwrap().1, taken);
+    pools.attached(&volume.id);
+    assert_eq!(pool.promises().unwrap().1, grown);
+    let grown = grow(256 << 10);
+    pool.detached(&volume.id);
+    assert_eq!(pool.promises().unwrap().1, grown);
+    grow(512 << 10);
+    assert_eq!(pool.promises().unwrap().1, grown);
+    // A scan counts the same, and what can't be read as well.
+    fs::write(pool.folder(&volume).join("volume.json"), "{").unwrap();
+    pool.release();
+    let again =
+        super::super::Pool::new(settings(directory.path(), "a", PoolKind::Image), &directory.path().join("state"));
+    again.check().unwrap();
+    let taken = fs::metadata(&path).unwrap().blocks() * 512;
+    assert_eq!(again.promises().unwrap(), (charge(512 << 10), taken));
+}
+
+#[test]
+fn a_scan_counts_what_was_promised() {
+    let directory = tempfile::tempdir().unwrap();
+    let first = pools(directory.path());
+    let (_, taken) = image(first.named("a").unwrap(), "pvc-1", 64 << 10);
+    drop(first);
+    assert_eq!(pools(directory.path()).named("a").unwrap().promises().unwrap(), (charge(BYTES), taken));
+}
+
+#[test]
+fn a_directory_is_promised_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let pools = pools(directory.path());
+    let of = |name: &str, content: Content| promise_of(content.kind(), BYTES, pools.named(name).unwrap());
+    assert_eq!(of("a", Content::Block), charge(BYTES));
+    assert_eq!(of("c", Content::Directory), 0);
+}
+
+#[test]
+fn pools_of_one_filesystem_share_its_space() {
+    let directory = tempfile::tempdir().unwrap();
+    let pools = pools(directory.path());
+    let (a, b) = (pools.named("a").unwrap(), pools.named("b").unwrap());
+    let promised = || [a, b].map(|pool| pools.room(pool).unwrap().promised);
+    let kept = pools.reserve(a, BYTES, charge(BYTES)).unwrap();
+    assert_eq!(promised(), [charge(BYTES); 2]);
+    drop(kept);
+    assert_eq!(promised(), [0; 2]);
+    let (_, taken) = image(b, "pvc-1", 64 << 10);
+    assert_eq!(promised(), [charge(BYTES); 2]);
+    assert_eq!(pools.room(a).unwrap().taken, taken);
+    assert!(matches!(pools.reserve(a, BYTES, u64::MAX), Err(Lacking::Space { bytes: BYTES, .. })));
+}
+
+#[test]
+fn what_lies_in_any_pool_is_found_and_listed_in_order() {
+    let directory = tempfile::tempdir().unwrap();
+    let pools = pools(directory.path());
+    let made = ["a", "b", "b", "a"].map(|name| {
+        let pool = pools.named(name).unwrap();
+        (name, image(pool, &format!("pvc-{}", VolumeId::generate()), 0).0)
+    });
+    for (name, volume) in &made {
+        let (pool, found) = pools.locate::<VolumeRecord>(volume.id.as_str()).unwrap();
+        assert_eq!((pool.settings.name.as_str(), &*found), (*name, volume));
+        let (pool, found) = pools.find_by_name::<VolumeRecord>(None, &volume.name).unwrap().unwrap();
+        assert_eq!((pool.settings.name.as_str(), &*found), (*name, volume));
+    }
+    let listed = pools.after::<VolumeRecord>(None, usize::MAX).unwrap();
+    assert_eq!(listed.len(), 4);
+    assert!(listed.is_sorted_by_key(|(_, record)| record.id.clone()));
+    let rest = pools.after::<VolumeRecord>(Some(&listed[1].1.id), 1).unwrap();
+    assert_eq!(rest[0].1, listed[2].1);
+    let unknown = VolumeId::generate();
+    assert!(matches!(pools.locate::<VolumeRecord>(unknown.as_str()), Err(LookupError::Unknown { .. })));
+    // A pool that was never looked at is looked at for what no other knows.
+    drop(pools);
+    let again = self::pools(directory.path());
+    assert_eq!(*again.locate::<VolumeRecord>(made[1].1.id.as_str()).unwrap().1, made[1].1);
+}
