@@ -67,6 +67,8 @@ impl Driver {
     pub(crate) fn into_routes(self) -> tonic::service::Routes {
         tonic::service::Routes::new(IdentityServer::new(self.service.clone()))
             .add_service(ControllerServer::new(self.service.clone()))
+            .add_service(GroupControllerServer::new(self.service.clone()))
+            .add_service(SnapshotMetadataServer::new(self.service.clone()))
             .add_service(NodeServer::new(self.service))
     }
 

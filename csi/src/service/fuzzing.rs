@@ -127,16 +127,17 @@ fn range(parsed: Result<SizeRange, OutOfRange>) {
         Ok(range) => range,
         Err(error) => return assert!(error.to_string().starts_with("capacity_range"), "{error}"),
     };
-    for (kind, source) in KINDS.into_iter().flat_map(|kind| [(kind, 0), (kind, 3 << 30)]) {
-        match range.choose(kind, source) {
-            Ok(bytes) => {
-                assert!(range.admits(bytes), "{range:?} {kind:?} {bytes}");
-                assert!(i64::try_from(bytes).is_ok(), "{bytes}");
-                if kind != ContentKind::Directory {
-                    assert!(bytes >= SizeRange::smallest(kind).max(source) && bytes % 4096 == 0, "{kind:?} {bytes}");
+    for kind in KINDS {
+        for (enforced, source) in [(true, 0), (true, 3 << 30), (false, 0), (false, 5)] {
+            match range.choose(kind, enforced, source) {
+                Ok(bytes) => {
+                    assert!(range.admits(bytes) && bytes >= source, "{range:?} {kind:?} {bytes}");
+                    assert!(i64::try_from(bytes).is_ok(), "{bytes}");
+                    let whole = bytes >= SizeRange::smallest(kind, true) && bytes % 4096 == 0;
+                    assert!(whole || !enforced, "{kind:?} {bytes}");
                 }
+                Err(error) => assert!(error.to_string().starts_with("capacity_range"), "{error}"),
             }
-            Err(error) => assert!(error.to_string().starts_with("capacity_range"), "{error}"),
         }
     }
 }

@@ -97,6 +97,11 @@ async fn send(
         return client.unary(Request::new(request), path, codec).await.map(tonic::Response::into_inner);
     }
     let codec = ProstCodec::<DynamicMessage, ()>::default();
+    if method.is_server_streaming() {
+        let mut answers = client.server_streaming(Request::new(request), path, codec).await?.into_inner();
+        while answers.message().await?.is_some() {}
+        return Ok(CreateVolumeResponse::default());
+    }
     client.unary(Request::new(request), path, codec).await.map(|_| CreateVolumeResponse::default())
 }
 
