@@ -11,7 +11,7 @@ use super::settings;
 use crate::{
     config::PoolKind,
     policy::{Content, Figures, Provisioning, SnapshotId, VolumeId, charge},
-    store::{Lacking, LookupError, Pool, Pools, SnapshotRecord, VolumeRecord, space::promise_of},
+    store::{Lacking, LookupError, Pace, Pool, Pools, SnapshotRecord, VolumeRecord, space::promise_of},
 };
 
 const BYTES: u64 = 1 << 20;
@@ -116,14 +116,14 @@ fn pools_of_one_filesystem_share_its_space() {
     let pools = pools(directory.path());
     let (a, b) = (pools.named("a").unwrap(), pools.named("b").unwrap());
     let promised = || [a, b].map(|pool| pools.room(pool).unwrap().promised);
-    let kept = pools.reserve(a, BYTES, charge(BYTES)).unwrap();
+    let kept = pools.reserve(a, BYTES, charge(BYTES), Pace::AsWritten).unwrap();
     assert_eq!(promised(), [charge(BYTES); 2]);
     drop(kept);
     assert_eq!(promised(), [0; 2]);
     let (_, taken) = image(b, "pvc-1", 64 << 10);
     assert_eq!(promised(), [charge(BYTES); 2]);
     assert_eq!(pools.room(a).unwrap().taken, taken);
-    assert!(matches!(pools.reserve(a, BYTES, u64::MAX), Err(Lacking::Space { bytes: BYTES, .. })));
+    assert!(matches!(pools.reserve(a, BYTES, u64::MAX, Pace::AtOnce), Err(Lacking::Space { bytes: BYTES, .. })));
 }
 
 #[test]
