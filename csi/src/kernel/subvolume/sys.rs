@@ -136,14 +136,14 @@ struct RescanArguments {
 }
 
 /// An item of a tree.
-pub(in crate::kernel) struct Item {
-    pub(in crate::kernel) offset: u64,
-    pub(in crate::kernel) content: Vec<u8>,
+pub(crate) struct Item {
+    pub(crate) offset: u64,
+    pub(crate) content: Vec<u8>,
 }
 
 impl Item {
     /// The `index`th 64-bit number of the content, which is little-endian.
-    pub(in crate::kernel) fn number(&self, index: usize) -> io::Result<u64> {
+    pub(crate) fn number(&self, index: usize) -> io::Result<u64> {
         bytes_at(&self.content, index * 8).map(u64::from_le_bytes)
     }
 }
@@ -248,7 +248,7 @@ pub(super) fn search(
 
 /// The items in a buffer of the kernel's: a header each (transaction, object, offset: u64; kind, length: u32), in the
 /// machine's byte order, and the content.
-pub(in crate::kernel) fn parse(buffer: &[u8], count: u32) -> io::Result<Vec<Item>> {
+pub(crate) fn parse(buffer: &[u8], count: u32) -> io::Result<Vec<Item>> {
     let mut rest = buffer;
     let mut items = Vec::new();
     for _ in 0..count {
