@@ -22,7 +22,7 @@ use crate::{
     StorageSettings,
     error::Error,
     registration::{self, Registrant, keep_registered},
-    service::{CallLayer, Metrics, Operations, Service, State, thaw_leftovers},
+    service::{CallLayer, Metrics, Operations, PoolSpace, Service, State, thaw_leftovers},
     store::Attachments,
 };
 
@@ -59,7 +59,9 @@ impl Driver {
         // What is staged has gone on being written to while no driver ran.
         attached.iter().for_each(|id| state.pools.attached(id));
         registry.register_collector(Box::new(state.in_flight.clone()));
-        Ok(Self { service: Service::new(state), registration })
+        let service = Service::new(state);
+        registry.register_collector(Box::new(PoolSpace::new(&service)));
+        Ok(Self { service, registration })
     }
 
     /// Its calls, without a socket and what is around every call.

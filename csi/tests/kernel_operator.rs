@@ -9,6 +9,7 @@ use std::{
     os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
 use common::{
@@ -114,6 +115,17 @@ async fn a_look_beside_a_running_driver_shows_all_and_changes_nothing() {
     assert_eq!(space.total_bytes, 512 << 20);
     assert!(space.promised_bytes >= 96 << 20 && space.promised_bytes <= 97 << 20, "{space:?}");
     assert!(space.taken_bytes > 0 && space.taken_bytes < space.promised_bytes, "{space:?}");
+
+    // The driver tells the same by its metrics, once it has counted.
+    let metrics = keelson_testkit::wait_until("the pool's figures", Duration::from_secs(60), || {
+        let text = driver.metrics();
+        text.contains("keelson_storage_pool_total_bytes{pool=\"pool\"}").then_some(text)
+    });
+    for (name, value) in [("total_bytes", space.total_bytes), ("promised_bytes", space.promised_bytes), ("volumes", 2)]
+    {
+        let line = format!("keelson_storage_pool_{name}{{pool=\"pool\"}} {value}\n");
+        assert!(metrics.contains(&line), "{line}: {metrics}");
+    }
 
     let (listed, unread) = volumes(&settings).unwrap();
     assert_eq!((listed.len(), unread.len()), (2, 0));

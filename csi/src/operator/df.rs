@@ -5,7 +5,7 @@ use keelson_host::error_chain;
 use super::{PoolReport, PoolState, SpaceReport, survey::Survey};
 use crate::{
     StorageSettings,
-    store::{GroupRecord, Kept, Pool, Pools, Sight, SnapshotRecord, StoreError, VolumeRecord},
+    store::{GroupRecord, Pool, Pools, Sight, SnapshotRecord, StoreError, VolumeRecord},
 };
 
 /// Every pool of the config, in its order. A pool that can't be read says why, and holds up none of the others.
@@ -31,9 +31,9 @@ pub fn df(settings: &StorageSettings) -> Vec<PoolReport> {
                     Ok(space) => report.space = Some(space),
                     Err(error) => (report.state, report.reason) = (PoolState::Unavailable, Some(reason(&error))),
                 }
-                report.volumes = count::<VolumeRecord>(pool);
-                report.snapshots = count::<SnapshotRecord>(pool);
-                report.groups = count::<GroupRecord>(pool);
+                report.volumes = pool.count::<VolumeRecord>().unwrap_or_default();
+                report.snapshots = pool.count::<SnapshotRecord>().unwrap_or_default();
+                report.groups = pool.count::<GroupRecord>().unwrap_or_default();
                 report.damaged = pool.damaged().map_or(0, |damaged| damaged.len());
             }
         }
@@ -63,10 +63,6 @@ fn blank(pool: &Pool) -> PoolReport {
 
 fn reason(error: &dyn std::error::Error) -> String {
     error_chain(error)
-}
-
-fn count<T: Kept>(pool: &Pool) -> usize {
-    pool.filtered::<T>(|_| true).map_or(0, |records| records.len())
 }
 
 pub(super) fn space(pools: &Pools, pool: &Pool) -> Result<SpaceReport, StoreError> {

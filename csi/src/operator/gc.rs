@@ -141,7 +141,7 @@ fn in_pool(pool: &Pool, root: &HostRoot, request: GcRequest, collected: &mut Col
             Ok(()) => {
                 collected.take(request, "leftover", &path, "half made or half removed, and no driver runs", || {
                     tree::remove(&path).map_err(|error| error.to_string())
-                })
+                });
             }
         }
     }

@@ -402,6 +402,11 @@ impl Pool {
         self.look(|index| T::table(index).iter().filter(|record| wanted(record)).cloned().collect())
     }
 
+    /// How many of a kind there are; none while the pool is unavailable.
+    pub(crate) fn count<T: Kept>(&self) -> Option<usize> {
+        self.lock().as_ref().map(|index| T::table(index).len())
+    }
+
     /// Folders whose record can't be read, by name, and why.
     pub(crate) fn damaged(&self) -> Result<Vec<(String, String)>, Unavailable> {
         self.look(|index| index.damaged.iter().map(|(name, reason)| (name.clone(), reason.clone())).collect())
