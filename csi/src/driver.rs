@@ -212,6 +212,15 @@ async fn adopt(service: &Service) {
             service.state().metrics.observe_pools(&service.state().pools);
             if let Err(error) = checked {
                 tracing::error!(pool = pool.settings.name, error = error_chain(&error), "pool is unavailable");
+                return;
+            }
+            // Nothing is known yet of what anything takes. The first CreateVolume would have to look.
+            if let Err(error) = pool.promises() {
+                tracing::warn!(
+                    pool = pool.settings.name,
+                    error = error_chain(&error),
+                    "the pool's space can't be measured"
+                );
             }
         });
     }

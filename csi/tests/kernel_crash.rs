@@ -8,6 +8,7 @@ use std::{
     fs,
     io::Read,
     os::unix::fs::OpenOptionsExt,
+    path::PathBuf,
     process::{Child, Command, Stdio},
     time::Duration,
 };
@@ -62,14 +63,15 @@ impl Victim {
         self.process.0.id()
     }
 
-    /// How many child processes it has, dead or alive.
-    fn children(&self) -> usize {
+    /// The ids of its child processes, dead or alive.
+    fn children(&self) -> Vec<u32> {
         let parent = format!("PPid:\t{}\n", self.id());
         let processes = fs::read_dir("/proc").unwrap().flatten();
         // A process that ends meanwhile is nobody's child.
         processes
             .filter(|entry| fs::read_to_string(entry.path().join("status")).is_ok_and(|text| text.contains(&parent)))
-            .count()
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .collect()
     }
 }
 
@@ -90,6 +92,10 @@ impl Trap {
         let mut command = Command::new("strace");
         command.args(["-f", "-o", "/dev/null", "-e", &format!("trace={calls}")]);
         command.args(["-e", &format!("inject={calls}:{what}"), "-p", &victim.id().to_string()]);
+        // The helpers that wait to be asked.
+        for child in victim.children() {
+            command.args(["-p", &child.to_string()]);
+        }
         let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         // It says so when it has attached. What else it says stays in the pipe.
         let said = child.stderr.as_mut().unwrap().read(&mut [0; 4096]).unwrap();
@@ -100,9 +106,11 @@ impl Trap {
     fn holds(&self, victim: &Victim) -> bool {
         let tracer = format!("TracerPid:\t{}\n", self.0.id());
         let threads = fs::read_dir(format!("/proc/{}/task", victim.id())).unwrap().flatten();
-        threads
-            .map(|thread| fs::read_to_string(thread.path().join("status")))
-            .all(|status| status.is_ok_and(|status| status.contains(&tracer)))
+        let helpers = victim.children().into_iter().map(|child| format!("/proc/{child}").into());
+        let mut all = threads.map(|thread| thread.path()).chain(helpers);
+        all.all(|process: PathBuf| {
+            fs::read_to_string(process.join("status")).is_ok_and(|status| status.contains(&tracer))
+        })
     }
 }
 
@@ -129,7 +137,7 @@ async fn a_helper_that_cannot_be_watched_is_not_left_alone() {
     let wish: CreateVolumeRequest = request("pvc-1", 16 * MIB, mounted());
     let trap = Trap::set(&victim, "pidfd_open", "error=EMFILE");
     expect_code(controller.create_volume(wish.clone()).await, Code::Internal);
-    assert_eq!(victim.children(), 0);
+    assert_eq!(victim.children(), [0; 0]);
     drop(trap);
     let volume = controller.create_volume(wish).await.unwrap().into_inner().volume.unwrap();
     let request = DeleteVolumeRequest { volume_id: volume.volume_id, ..DeleteVolumeRequest::default() };

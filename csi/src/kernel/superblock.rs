@@ -171,27 +171,60 @@ pub(crate) enum SetUuidError {
     Io(#[from] io::Error),
 }
 
-/// Gives the ext4 filesystem in `image` another UUID. Nobody else may have it open: not a mount, not a loop device.
-///
-/// Its copies of the superblock keep the old one, as after `tune2fs -U` on a mounted filesystem; only a repair reads
-/// them. The image isn't synced.
-pub(crate) fn set_ext4_uuid(image: &File, uuid: Uuid) -> Result<(), SetUuidError> {
-    use ext4_field::{CHECKSUM, INCOMPATIBLE, READ_ONLY_COMPATIBLE, UUID};
-    let mut superblock = read_at(image, EXT4_AT as u64, EXT4_BYTES)?;
-    if ext4(&superblock).is_none() {
+/// The first block of a filesystem that others are cloned from.
+#[derive(Debug)]
+pub(crate) struct Head {
+    block: Vec<u8>,
+    superblock: Superblock,
+}
+
+impl Head {
+    /// Reads it, or none if it shows another filesystem than `expected`, or is damaged.
+    pub(crate) fn read(image: &File, expected: FilesystemType) -> io::Result<Option<Self>> {
+        let block = read_at(image, 0, HEAD)?;
+        let Signature::Filesystem(superblock) = read(image)? else { return Ok(None) };
+        let is_whole = match expected {
+            FilesystemType::Ext4 => check_ext4(&block[EXT4_AT..EXT4_AT + EXT4_BYTES]).is_ok(),
+            FilesystemType::Xfs | FilesystemType::Btrfs => true,
+        };
+        Ok((is_whole && superblock.filesystem == expected).then_some(Self { block, superblock }))
+    }
+
+    pub(crate) fn uuid(&self) -> Uuid {
+        self.superblock.uuid
+    }
+
+    /// Gives the ext4 filesystem in `clone` a UUID of its own. Nobody else may have it open: not a mount, not a loop
+    /// device.
+    ///
+    /// Its copies of the superblock keep the old one, as after `tune2fs -U` on a mounted filesystem; only a repair reads
+    /// them. The image isn't synced. A whole block is written, so that none has to be read.
+    pub(crate) fn write_ext4(&self, clone: &File, uuid: Uuid) -> Result<(), SetUuidError> {
+        use ext4_field::{CHECKSUM, UUID};
+        let mut block = self.block.clone();
+        let superblock = &mut block[EXT4_AT..EXT4_AT + EXT4_BYTES];
+        check_ext4(superblock)?;
+        superblock[UUID..UUID + 16].copy_from_slice(uuid.as_bytes());
+        let checksum = crc32c(&superblock[..CHECKSUM]).to_le_bytes();
+        superblock[CHECKSUM..].copy_from_slice(&checksum);
+        Ok(clone.write_all_at(&block, 0)?)
+    }
+}
+
+/// Whether an ext4 superblock is whole, and can get another UUID without anything else being written.
+fn check_ext4(superblock: &[u8]) -> Result<(), SetUuidError> {
+    use ext4_field::{CHECKSUM, INCOMPATIBLE, READ_ONLY_COMPATIBLE};
+    if ext4(superblock).is_none() {
         return Err(SetUuidError::NotExt4);
     }
-    let has = |at, flag| u32::from_le_bytes(part(&superblock, at)) & flag != 0;
+    let has = |at, flag| u32::from_le_bytes(part(superblock, at)) & flag != 0;
     if !has(INCOMPATIBLE, EXT4_CSUM_SEED) || !has(READ_ONLY_COMPATIBLE, EXT4_METADATA_CSUM) {
         return Err(SetUuidError::NoChecksumSeed);
     }
-    if part(&superblock, CHECKSUM) != crc32c(&superblock[..CHECKSUM]).to_le_bytes() {
+    if part(superblock, CHECKSUM) != crc32c(&superblock[..CHECKSUM]).to_le_bytes() {
         return Err(SetUuidError::Damaged);
     }
-    superblock[UUID..UUID + 16].copy_from_slice(uuid.as_bytes());
-    let checksum = crc32c(&superblock[..CHECKSUM]).to_le_bytes();
-    superblock[CHECKSUM..].copy_from_slice(&checksum);
-    Ok(image.write_all_at(&superblock, EXT4_AT as u64)?)
+    Ok(())
 }
 
 /// include/uapi/linux/btrfs_tree.h, `struct btrfs_super_block`, offsets; all little-endian.
@@ -257,13 +290,26 @@ fn with_fsid(mut superblock: Vec<u8>, at: u64, fsid: Uuid) -> Option<Vec<u8>> {
     Some(superblock)
 }
 
-/// The checksum of the kernel's `crc32c(~0, bytes)`: that of RFC 3720 without the inversion at the end. A bit at a time,
-/// which is enough for a superblock.
+/// The checksum of the kernel's `crc32c(~0, bytes)`: that of RFC 3720 without the inversion at the end.
 fn crc32c(bytes: &[u8]) -> u32 {
-    const POLYNOMIAL: u32 = 0x82f6_3b78;
-    let step = |sum: u32| (sum >> 1) ^ if sum & 1 == 1 { POLYNOMIAL } else { 0 };
-    bytes.iter().fold(u32::MAX, |sum, byte| (0..8).fold(sum ^ u32::from(*byte), |sum, _| step(sum)))
+    bytes.iter().fold(u32::MAX, |sum, byte| CRC32C[usize::from(sum.to_le_bytes()[0] ^ byte)] ^ (sum >> 8))
 }
+
+/// What each byte does to the checksum.
+const CRC32C: [u32; 256] = {
+    const POLYNOMIAL: u32 = 0x82f6_3b78;
+    let (mut table, mut byte) = ([0; 256], 0_u32);
+    while byte < 256 {
+        let (mut sum, mut bit) = (byte, 0);
+        while bit < 8 {
+            sum = (sum >> 1) ^ if sum & 1 == 1 { POLYNOMIAL } else { 0 };
+            bit += 1;
+        }
+        table[byte as usize] = sum;
+        byte += 1;
+    }
+    table
+};
 
 #[cfg(test)]
 mod tests {
@@ -349,7 +395,8 @@ mod tests {
         let scratch = image(64, "mkfs.ext4 -q -O metadata_csum_seed $0");
         let path = scratch.image();
         let path = path.to_str().unwrap();
-        set_ext4_uuid(&open(&scratch), NEW).unwrap();
+        let head = Head::read(&open(&scratch), FilesystemType::Ext4).unwrap().unwrap();
+        head.write_ext4(&open(&scratch), NEW).unwrap();
         let Signature::Filesystem(found) = read(&open(&scratch)).unwrap() else { panic!("no filesystem") };
         assert_eq!(found.uuid, NEW);
         run("e2fsck", &["-fn", path]);
@@ -372,10 +419,9 @@ mod tests {
             if let Some(at) = spoil {
                 file.write_all_at(&[0xa5], at).unwrap();
             }
-            let before = read_at(&file, 1024, 1024).unwrap();
-            let result = set_ext4_uuid(&file, NEW);
-            assert_eq!(read_at(&file, 1024, 1024).unwrap(), before);
-            result.unwrap_err()
+            // A template that is so isn't used at all.
+            assert!(Head::read(&file, FilesystemType::Ext4).unwrap().is_none());
+            check_ext4(&read_at(&file, 1024, 1024).unwrap()).unwrap_err()
         };
         let with_seed = "mkfs.ext4 -q -O metadata_csum_seed $0";
         let without = changed("mkfs.ext4 -q -O ^metadata_csum_seed $0", None);

@@ -111,8 +111,7 @@ impl Plan<'_> {
                 None => return Ok(None),
             },
         };
-        let failed = StoreError::io("make", path);
-        let Signature::Filesystem(found) = superblock::read(&template).map_err(&failed)? else {
+        let Some(head) = self.pool.template_head(filesystem, self.bytes, &template)? else {
             tracing::warn!(pool = self.pool.settings.name, %filesystem, bytes = self.bytes, "a template is damaged");
             self.pool.drop_template(filesystem, self.bytes)?;
             return Ok(None);
@@ -121,11 +120,11 @@ impl Plan<'_> {
         let uuid = match filesystem {
             FilesystemType::Ext4 => {
                 let uuid = Uuid::new_v4();
-                superblock::set_ext4_uuid(&image, uuid).map_err(CreateError::Identity)?;
+                head.write_ext4(&image, uuid).map_err(CreateError::Identity)?;
                 uuid
             }
             // They are mounted with nouuid.
-            FilesystemType::Xfs | FilesystemType::Btrfs => found.uuid,
+            FilesystemType::Xfs | FilesystemType::Btrfs => head.uuid(),
         };
         Ok(Some((Content::Filesystem { filesystem, uuid }, image)))
     }

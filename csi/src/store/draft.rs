@@ -2,9 +2,10 @@
 
 use std::{
     fs::{self, DirBuilder, File},
+    io,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, PoisonError},
 };
 
 use keelson_host::Durability;
@@ -12,7 +13,7 @@ use keelson_host::Durability;
 use super::{
     format::{create_record, write_record},
     index::{Index, Kept},
-    pool::{Pool, StoreError, lock},
+    pool::{Pool, StoreError, Syncs, lock},
     record::{GroupRecord, SnapshotRecord, VolumeRecord},
     space::{self, Promise},
 };
@@ -74,8 +75,8 @@ impl Pool {
 
     /// Replaces a volume's record, durably. Who calls this holds the volume.
     pub(crate) fn update(&self, record: VolumeRecord) -> Result<(), StoreError> {
-        // The index is changed under the lock that every other change of it holds: a scan sees the old record or the new.
-        let _arranging = lock(&self.arranging);
+        // A scan sees the old record or the new.
+        let _arranging = self.arranging.read().unwrap_or_else(PoisonError::into_inner);
         write_record(&self.folder(&record).join(VolumeRecord::FILE), &record, Durability::PowerLoss)?;
         if let Some(index) = self.lock().as_mut() {
             index.ledger.promise(record.id.as_str(), record.promise(self));
@@ -94,15 +95,28 @@ impl Pool {
         home: &Path,
         change: impl FnOnce(&mut Index),
     ) -> Result<(), StoreError> {
-        let _arranging = lock(&self.arranging);
+        let _arranging = self.arranging.read().unwrap_or_else(PoisonError::into_inner);
         fs::rename(from, to).map_err(StoreError::io("rename", from))?;
-        let synced = self.sync(home).map_err(StoreError::io("sync", home));
+        let synced = self.sync_home(home).map_err(StoreError::io("sync", home));
         let mut index = self.lock();
         match (&synced, index.as_mut()) {
             (Ok(()), Some(known)) => change(known),
             _ => *index = None,
         }
         synced
+    }
+}
+
+impl Pool {
+    /// Makes durable what was renamed in `home`. Those who come at the same time wait for the disk together.
+    fn sync_home(&self, home: &Path) -> io::Result<()> {
+        let Syncs { volumes, snapshots, groups } = &self.syncs;
+        let together = [(self.volumes(), volumes), (self.snapshots(), snapshots), (self.groups(), groups)];
+        match together.iter().find(|(path, _)| path == home) {
+            Some((_, together)) => together.sync(|| self.sync(home)),
+            // A group's folder.
+            None => self.sync(home),
+        }
     }
 }
 

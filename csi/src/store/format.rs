@@ -8,8 +8,11 @@ use std::{
 };
 
 use keelson_host::{Durability, write_atomic};
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use serde_json::Value;
+use serde::{
+    Serialize,
+    de::{DeserializeOwned, Error as _},
+};
+use serde_json::{Map, Value};
 
 /// A format on disk. What is written has its newest version; what is read may be as old as its oldest.
 pub(crate) trait Format: Serialize + DeserializeOwned {
@@ -45,22 +48,17 @@ pub(crate) fn read_record<T: Format>(path: &Path) -> Result<Option<T>, RecordErr
 
 /// Understands the text of the record at `path`.
 pub(crate) fn parse_record<T: Format>(path: &Path, text: &[u8]) -> Result<T, RecordError> {
-    #[derive(Deserialize)]
-    struct Version {
-        version: u64,
-    }
     let content = |source| RecordError::Content { path: path.to_owned(), source };
+    let mut fields: Map<String, Value> = serde_json::from_slice(text).map_err(content)?;
     // The version first: a later one may have other fields, and then the version is the reason to tell.
-    let Version { version: found } = serde_json::from_slice(text).map_err(content)?;
+    let missing = || serde_json::Error::missing_field("version");
+    let version = fields.remove("version").ok_or_else(missing).map_err(content)?;
+    let found: u64 = serde_json::from_value(version).map_err(content)?;
     let (oldest, newest) = (T::OLDEST, T::NEWEST);
     if !(u64::from(oldest)..=u64::from(newest)).contains(&found) {
         return Err(RecordError::Version { path: path.to_owned(), found, oldest, newest });
     }
-    let mut value: Value = serde_json::from_slice(text).map_err(content)?;
-    if let Some(fields) = value.as_object_mut() {
-        fields.remove("version");
-    }
-    serde_json::from_value(value).map_err(content)
+    serde_json::from_value(Value::Object(fields)).map_err(content)
 }
 
 /// Replaces a record, whole or not at all.

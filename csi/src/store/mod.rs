@@ -14,9 +14,11 @@ mod pools;
 mod record;
 mod scan;
 mod space;
+mod stamp;
 mod templates;
 #[cfg(test)]
 mod tests;
+mod together;
 
 pub(crate) use attachments::{Attachment, Attachments, Staged};
 pub(crate) use draft::Draft;

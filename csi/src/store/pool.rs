@@ -12,13 +12,13 @@
 //! ```
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     fs::{self, DirBuilder, File},
     io,
     os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
 };
@@ -29,14 +29,17 @@ use super::{
     format::RecordError,
     identity::{MARKER, Marker, Remembered, is_empty},
     index::{Index, Kept},
+    stamp::Stamp,
+    together::Together,
 };
 use crate::{
     config::{PoolKind, PoolSettings},
     kernel::{
         filesystem, reflink,
         subvolume::{self, SubvolumeError},
+        superblock::Head,
     },
-    policy::{Abilities, PoolFault, VolumeId},
+    policy::{Abilities, FilesystemType, PoolFault, VolumeId},
 };
 
 /// One pool of the config, whether its disk is there or not.
@@ -47,9 +50,15 @@ pub(crate) struct Pool {
     /// The volumes, once the pool was recognised; none again when it is lost. Never held while the disk is asked:
     /// a disk that doesn't answer must not hold up who only looks whether a volume is here.
     pub(super) index: Mutex<Option<Index>>,
-    /// Held while the pool is used for the first time, while it is scanned, and while a volume becomes one or ceases
-    /// to be: a scan sees each either before or after, and its index is that of the pool.
-    pub(super) arranging: Mutex<()>,
+    /// Held alone while the pool is used for the first time and while it is scanned, and shared while a volume becomes
+    /// one or ceases to be: a scan sees each either before or after, and its index is that of the pool.
+    pub(super) arranging: RwLock<()>,
+    /// The syncs of the directories in which things lie.
+    pub(super) syncs: Syncs,
+    /// What made the pool be recognised.
+    seen: Mutex<Option<Seen>>,
+    /// The first blocks of templates.
+    pub(super) heads: Mutex<Heads>,
     /// How many calls are at work on it.
     turns: AtomicU32,
     /// What this process is at work on in `building`, by folder name. No scan sweeps that.
@@ -64,6 +73,25 @@ pub(crate) struct Pool {
     pub(super) read_only: AtomicBool,
     /// The marker, locked: no other process uses the pool while this one does, and sweeps what it is building.
     claim: Mutex<Option<File>>,
+}
+
+/// The first blocks of templates, by filesystem and bytes, each with what file it was read from.
+pub(super) type Heads = HashMap<(FilesystemType, u64), (Stamp, Arc<Head>)>;
+
+/// The files that show which pool it is, as they were when it was recognised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Seen {
+    directory: (u64, u64),
+    marker: Stamp,
+    memory: Stamp,
+}
+
+/// The syncs of the directories in which a pool's things lie.
+#[derive(Debug, Default)]
+pub(super) struct Syncs {
+    pub(super) volumes: Together,
+    pub(super) snapshots: Together,
+    pub(super) groups: Together,
 }
 
 /// The pool can't be used now. All calls that concern it wait for its disk.
@@ -188,7 +216,10 @@ impl Pool {
             settings,
             state_dir: state_dir.to_owned(),
             index: Mutex::default(),
-            arranging: Mutex::default(),
+            arranging: RwLock::default(),
+            syncs: Syncs::default(),
+            seen: Mutex::default(),
+            heads: Mutex::default(),
             turns: AtomicU32::default(),
             sites: Mutex::default(),
             making_template: Mutex::default(),
@@ -231,7 +262,7 @@ impl Pool {
 
     fn ensure_scanned(&self) -> Result<(), IdentityError> {
         if self.lock().is_none() {
-            let _arranging = lock(&self.arranging);
+            let _arranging = self.arranging.write().unwrap_or_else(PoisonError::into_inner);
             if self.lock().is_none() {
                 *lock(&self.abilities) = Some(self.probe()?);
                 let index = self.scan()?;
@@ -242,12 +273,33 @@ impl Pool {
     }
 
     fn recognise(&self) -> Result<(), IdentityError> {
+        let look = || -> io::Result<Seen> {
+            let memory = Remembered::path_of(&self.state_dir, &self.settings.name);
+            Ok(Seen {
+                directory: fs::symlink_metadata(&self.settings.path).map(identity)?,
+                marker: fs::symlink_metadata(self.settings.path.join(MARKER))?.into(),
+                memory: fs::symlink_metadata(memory)?.into(),
+            })
+        };
+        // Whatever keeps it from being looked at, the thorough way tells.
+        let found = look().ok();
+        // The marker is held open, so its device number means the very filesystem that was recognised.
+        if found.is_some() && *lock(&self.seen) == found && lock(&self.claim).is_some() {
+            return Ok(());
+        }
+        *lock(&self.seen) = None;
+        self.recognise_anew()?;
+        *lock(&self.seen) = found;
+        Ok(())
+    }
+
+    fn recognise_anew(&self) -> Result<(), IdentityError> {
         let remembered = || Remembered::read(&self.state_dir, &self.settings.name);
         if let known @ Some(_) = remembered()? {
             return self.recognise_as(known);
         }
         // Two first uses would each write a marker and a memory, and mix them. Whoever comes second finds both.
-        let _arranging = lock(&self.arranging);
+        let _arranging = self.arranging.write().unwrap_or_else(PoisonError::into_inner);
         self.recognise_as(remembered()?)
     }
 
@@ -321,7 +373,6 @@ impl Pool {
     pub(super) fn claim(&self) -> Result<(), IdentityError> {
         let path = self.settings.path.join(MARKER);
         let failed = RecordError::io("lock", &path);
-        let identity = |found: fs::Metadata| (found.dev(), found.ino());
         let marker = fs::metadata(&path).map(identity).map_err(&failed)?;
         let mut claim = lock(&self.claim);
         match claim.as_ref().map(File::metadata).transpose().map_err(&failed)?.map(identity) {
@@ -486,6 +537,11 @@ impl Pool {
     pub(super) fn lock(&self) -> MutexGuard<'_, Option<Index>> {
         lock(&self.index)
     }
+}
+
+/// Device and inode number.
+fn identity(found: fs::Metadata) -> (u64, u64) {
+    (found.dev(), found.ino())
 }
 
 /// What these locks guard is whole after every single change, so one that a panicking thread held is as good as any.

@@ -1,6 +1,6 @@
 //! What lies in a pool, in bytes: promised, and taken.
 
-use std::{fs::File, io, os::unix::fs::MetadataExt};
+use std::{fs::File, io, os::unix::fs::MetadataExt, panic::resume_unwind, thread};
 
 use super::{
     format::RecordError,
@@ -143,15 +143,11 @@ impl Pool {
         // Figures that are wrong are none; these are told later.
         let changed = if self.counts() { changed } else { Vec::new() };
         // Without the lock: a disk that doesn't answer must not hold up who only looks whether a volume is here.
-        let mut measured = Vec::with_capacity(changed.len());
-        for subject in changed {
-            let figures = subject.measure(self)?;
-            measured.push((subject, figures));
-        }
+        let measured = measure_all(self, &changed)?;
         let mut index = self.lock();
         let Some(index) = index.as_mut() else { return Ok((0, 0)) };
-        for (Subject { key, epoch, .. }, figures) in measured {
-            index.ledger.measured(&key, epoch, figures);
+        for (Subject { key, epoch, .. }, figures) in changed.iter().zip(measured) {
+            index.ledger.measured(key, *epoch, figures);
         }
         Ok((index.ledger.promised(), index.ledger.taken()))
     }
@@ -160,6 +156,27 @@ impl Pool {
     pub(crate) fn figures(&self, id: &str) -> Option<Figures> {
         self.lock().as_ref().and_then(|index| index.ledger.figures(id))
     }
+}
+
+/// How many things are worth a thread of their own to be measured. After a start it is all that there is.
+const SHARE: usize = 256;
+
+/// The figures of each.
+fn measure_all(pool: &Pool, subjects: &[Subject]) -> Result<Vec<Figures>, StoreError> {
+    let measure = |share: &[Subject]| share.iter().map(|subject| subject.measure(pool)).collect::<Result<Vec<_>, _>>();
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(subjects.len().div_ceil(SHARE));
+    if threads < 2 {
+        return measure(subjects);
+    }
+    thread::scope(|scope| {
+        let shares = subjects.chunks(subjects.len().div_ceil(threads));
+        let workers: Vec<_> = shares.map(|share| scope.spawn(move || measure(share))).collect();
+        let mut all = Vec::with_capacity(subjects.len());
+        for worker in workers {
+            all.extend(worker.join().unwrap_or_else(|panic| resume_unwind(panic))?);
+        }
+        Ok(all)
+    })
 }
 
 /// Something whose figures are to be measured.

@@ -7,10 +7,14 @@ use std::{
     fs::{self, File},
     io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
-use super::pool::{Pool, StoreError, create_directory};
-use crate::policy::FilesystemType;
+use super::{
+    pool::{Pool, StoreError, create_directory, lock},
+    stamp::Stamp,
+};
+use crate::{kernel::superblock::Head, policy::FilesystemType};
 
 /// How many are kept; the oldest goes first. Sizes of volumes come in few kinds.
 const MOST: usize = 16;
@@ -51,6 +55,34 @@ impl Pool {
         fs::rename(&half, &path).map_err(StoreError::io("rename", &half))?;
         self.thin_out(&path);
         Ok(Some(file))
+    }
+
+    /// The first block of a template, or none if it shows no filesystem. Read once, and again if the file has changed.
+    pub(crate) fn template_head(
+        &self,
+        filesystem: FilesystemType,
+        bytes: u64,
+        template: &File,
+    ) -> Result<Option<Arc<Head>>, StoreError> {
+        let path = self.template_path(filesystem, bytes);
+        let failed = StoreError::io("read", &path);
+        let stamp = template.metadata().map(Stamp::from).map_err(&failed)?;
+        let kind = (filesystem, bytes);
+        if let Some((of, head)) = lock(&self.heads).get(&kind)
+            && *of == stamp
+        {
+            return Ok(Some(Arc::clone(head)));
+        }
+        let head = Head::read(template, filesystem).map_err(&failed)?.map(Arc::new);
+        let mut heads = lock(&self.heads);
+        match &head {
+            Some(head) => drop(heads.insert(kind, (stamp, Arc::clone(head)))),
+            None => drop(heads.remove(&kind)),
+        }
+        if heads.len() > MOST {
+            heads.retain(|other, _| *other == kind);
+        }
+        Ok(head)
     }
 
     /// Forgets a template that can't be used.
