@@ -8,7 +8,7 @@
 
 mod common;
 
-use std::{env, os::unix::fs::MetadataExt, process::Command, time::Instant};
+use std::{env, fs, os::unix::fs::MetadataExt, process::Command, time::Instant};
 
 use common::{
     MIB, Place, block, capability, connect,
@@ -69,6 +69,8 @@ struct Scene {
     steps: &'static [Step],
     /// Those of the steps that are killed.
     killed: &'static [Step],
+    /// Whether no template is there at first.
+    formats: bool,
 }
 
 const WHOLE_LIFE: &[Step] = &[Create, Stage, Publish, Unpublish, Unstage, Delete];
@@ -247,6 +249,9 @@ impl Life<'_> {
         assert_eq!(mounts, usize::from(step == Publish), "{at}");
         let is_there = target.symlink_metadata().is_ok();
         assert_eq!(is_there, step == Publish, "{at}");
+        if self.scene.formats && step == Create {
+            assert_eq!(names(&self.place.path("pool/templates")).len(), 1, "{at}");
+        }
         if step == Expand || step == Modify {
             let image = self.place.path("pool/volumes").join(&self.id).join("image").metadata().unwrap();
             assert_eq!(image.len(), GROWN.unsigned_abs(), "{at}");
@@ -340,6 +345,9 @@ impl Victim<'_> {
         let name = format!("pvc-{}", self.lives);
         let [id, cut, clone] = [const { String::new() }; 3];
         let mut life = Life { scene, place, name, id, cut, clone, group: (String::new(), Vec::new()) };
+        if scene.formats && self.lives > 1 {
+            fs::remove_dir_all(place.path("pool/templates")).unwrap();
+        }
         let clients = self.clients().await;
         for step in &scene.steps[..index] {
             life.call(*step, &clients).await.unwrap();
@@ -359,8 +367,8 @@ impl Victim<'_> {
             }
             Some(hit) if !hit.is_parent_dead => clients,
             Some(_) => {
-                if doom == Doom::All {
-                    // Nobody else is at work on it.
+                if doom != Doom::Parent {
+                    // Nobody else is at work on it; and who connects too soon reaches the one that is dying.
                     let _ = traced.take().unwrap().wait();
                 }
                 self.clients().await
@@ -415,6 +423,23 @@ async fn image_with_a_filesystem() {
         parameters: &[],
         steps: WHOLE_LIFE,
         killed: WHOLE_LIFE,
+        formats: false,
+    };
+    die_everywhere(scene).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn image_whose_template_is_made() {
+    needs_a_tracer!();
+    let scene = Scene {
+        kind: "image",
+        below: "xfs",
+        capability: mounted(),
+        bytes: 16 * MIB,
+        parameters: &[],
+        steps: &[Create, Delete],
+        killed: &[Create],
+        formats: true,
     };
     die_everywhere(scene).await;
 }
@@ -431,6 +456,7 @@ async fn thick_image() {
         parameters,
         steps: WHOLE_LIFE,
         killed: WHOLE_LIFE,
+        formats: false,
     };
     die_everywhere(scene).await;
 }
@@ -446,6 +472,7 @@ async fn raw_image() {
         parameters: &[],
         steps: WHOLE_LIFE,
         killed: WHOLE_LIFE,
+        formats: false,
     };
     die_everywhere(scene).await;
 }
@@ -461,6 +488,7 @@ async fn directory() {
         parameters: &[],
         steps: WHOLE_LIFE,
         killed: WHOLE_LIFE,
+        formats: false,
     };
     die_everywhere(scene).await;
 }
@@ -478,6 +506,7 @@ async fn a_volume_that_grows_and_is_set() {
         parameters: &[],
         steps: CHANGES,
         killed: &[Expand, Modify],
+        formats: false,
     };
     die_everywhere(scene).await;
 }
@@ -493,6 +522,7 @@ async fn snapshots_clones_and_groups() {
         parameters: &[],
         steps: SNAPSHOTS,
         killed: &[Cut, CutGroup, CloneCut, DropCut, DropGroup],
+        formats: false,
     };
     die_everywhere(scene).await;
 }
