@@ -259,7 +259,7 @@ mod tests {
         attachment.staged = Some(Staged { path: target("/d"), capability });
         attachments.write(&id, &attachment).unwrap();
         assert_eq!(attachments.read(&id).unwrap(), attachment);
-        assert_eq!(attachments.ids().unwrap(), [id.clone()]);
+        assert_eq!(attachments.ids().unwrap(), std::slice::from_ref(&id));
         attachments.write(&id, &Attachment::default()).unwrap();
         assert_eq!(fs::read_dir(&attachments.directory).unwrap().count(), 0);
     }
