@@ -64,7 +64,7 @@ impl Pool {
         let is_remembered = remembered.is_some();
         if let Some(remembered) = remembered {
             let filesystem_uuid = filesystem::uuid(path).map_err(IdentityError::Filesystem)?;
-            self.compare(&marker, filesystem_uuid, remembered)?;
+            self.compare(&marker, filesystem_uuid, &remembered)?;
         }
         let read_only = filesystem::is_read_only(path).map_err(IdentityError::Filesystem)?;
         self.read_only.store(read_only, Ordering::Relaxed);

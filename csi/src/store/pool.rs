@@ -344,7 +344,7 @@ impl Pool {
             Remembered::new(&marker, filesystem_uuid, path).write(&self.state_dir, name)?;
             return Ok(());
         };
-        self.compare(&marker, filesystem_uuid, remembered)?;
+        self.compare(&marker, filesystem_uuid, &remembered)?;
         self.claim()
     }
 
@@ -353,7 +353,7 @@ impl Pool {
         &self,
         marker: &Marker,
         filesystem_uuid: Option<uuid::Uuid>,
-        remembered: Remembered,
+        remembered: &Remembered,
     ) -> Result<(), IdentityError> {
         let memory = || Remembered::path_of(&self.state_dir, &self.settings.name);
         if marker.uuid != remembered.uuid {
