@@ -4,8 +4,6 @@
 //! The pool is the database: each volume lies in a folder of its own with a record of itself, and becomes visible by
 //! one rename. See `docs/formats-storage.md` for what is on disk.
 
-#![allow(dead_code, unused_imports, reason = "parts are being joined")]
-
 mod config;
 mod driver;
 mod error;

@@ -2,11 +2,9 @@
 //! idempotent and can be undone.
 
 pub(crate) mod content;
-#[allow(dead_code, reason = "for snapshots and their accounting, which are being built")]
 pub(crate) mod extents;
 pub(crate) mod filesystem;
 pub(crate) mod format;
-#[allow(dead_code, reason = "for group snapshots, which are being built")]
 pub(crate) mod freeze;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing;
@@ -18,11 +16,9 @@ mod mount;
 pub(crate) mod path;
 mod presence;
 pub(crate) mod quota;
-#[allow(dead_code, reason = "for snapshots and clones, which are being built")]
 pub(crate) mod reflink;
 mod stock;
 pub(crate) mod subvolume;
-#[allow(dead_code, reason = "set_ext4_uuid is for volumes made from templates, which are being built")]
 pub(crate) mod superblock;
 mod sys;
 #[cfg(test)]

@@ -5,7 +5,6 @@ mod blocks;
 mod calls;
 mod capability;
 mod capacity;
-#[allow(dead_code, reason = "for snapshots, which are being built")]
 mod extent;
 mod filesystem;
 mod health;
@@ -26,7 +25,6 @@ pub(crate) use blocks::{allocated, changed};
 pub(crate) use calls::{Bounds, bounds, client_timeout};
 pub(crate) use capability::{Access, AccessMode, Capability, Content, ContentKind, Rejected, content_for};
 pub(crate) use capacity::{OutOfRange, SizeRange, available, charge, largest_volume};
-#[allow(unused_imports, reason = "for snapshots, which are being built")]
 pub(crate) use extent::{Extent, Physical};
 pub(crate) use filesystem::FilesystemType;
 pub(crate) use health::{PoolFault, VolumeFault, is_full};

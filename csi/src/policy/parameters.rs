@@ -31,13 +31,6 @@ impl Provisioning {
             _ => None,
         }
     }
-
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Thin => "thin",
-            Self::Thick => "thick",
-        }
-    }
 }
 
 /// What a StorageClass says about its volumes.

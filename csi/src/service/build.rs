@@ -83,7 +83,7 @@ impl Plan<'_> {
         path: &Path,
         hold: &Hold,
     ) -> Result<(Content, File), CreateError> {
-        if let Some(found) = self.from_template(state, filesystem, path, hold)? {
+        if let Some(found) = self.clone_template(state, filesystem, path, hold)? {
             return Ok(found);
         }
         let uuid = Uuid::new_v4();
@@ -92,7 +92,7 @@ impl Plan<'_> {
     }
 
     /// A clone of a template, where the pool's filesystem can make one at all.
-    fn from_template(
+    fn clone_template(
         &self,
         state: &State,
         filesystem: FilesystemType,

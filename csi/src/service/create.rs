@@ -174,12 +174,11 @@ pub(super) fn fit(changes: &Changes, kind: ContentKind, abilities: Abilities) ->
     Ok(())
 }
 
+/// A volume that was found, taken, and the pool that holds it.
+type Taken<'a> = (Guard, &'a Pool, Arc<VolumeRecord>);
+
 /// The volume of the wanted name, taken: nobody deletes it while the guard is held. The caller holds the name.
-fn find<'a>(
-    state: &'a State,
-    wanted: Option<&'a Pool>,
-    name: &str,
-) -> Result<Option<(Guard, &'a Pool, Arc<VolumeRecord>)>, CreateError> {
+fn find<'a>(state: &'a State, wanted: Option<&'a Pool>, name: &str) -> Result<Option<Taken<'a>>, CreateError> {
     // A pool that nobody asks for needn't be available; the wanted one, if there is such, must be.
     if let Some(pool) = wanted {
         let _turn = pool.enter()?;
@@ -192,11 +191,7 @@ fn find<'a>(
 }
 
 /// Takes a volume that was found just now, and looks again: a DeleteVolume may have ended in between.
-fn take<'a>(
-    state: &'a State,
-    pool: &'a Pool,
-    found: &VolumeRecord,
-) -> Result<Option<(Guard, &'a Pool, Arc<VolumeRecord>)>, CreateError> {
+fn take<'a>(state: &'a State, pool: &'a Pool, found: &VolumeRecord) -> Result<Option<Taken<'a>>, CreateError> {
     let guard = state.in_flight.begin(found.id.as_str(), "CreateVolume")?;
     let _turn = pool.enter()?;
     pool.check()?;

@@ -24,7 +24,7 @@ use crate::{
     kernel::content,
     policy::{SnapshotId, TOPOLOGY_KEY, admits, charge, check_map, check_snapshot_parameters, names, segments},
     store::{
-        Kept, Lacking, LookupError, Pace, Pool, Reservation, SnapshotRecord, StoreError, Unavailable, VolumeRecord,
+        Kept, Lacking, LookupError, Pace, Reservation, SnapshotRecord, StoreError, Unavailable, VolumeRecord,
         content_path,
     },
 };

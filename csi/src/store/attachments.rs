@@ -200,7 +200,7 @@ mod tests {
         let id = VolumeId::generate();
         assert_eq!(attachments.ids().unwrap(), []);
         fs::create_dir(attachments.path_of(&id)).unwrap();
-        assert_eq!(attachments.ids().unwrap(), [id.clone()]);
+        assert_eq!(attachments.ids().unwrap(), std::slice::from_ref(&id));
         attachments.write(&id, &Attachment::default()).unwrap_err();
     }
 

@@ -21,7 +21,6 @@ mod tests;
 mod together;
 
 pub(crate) use attachments::{Attachment, Attachments, Staged};
-pub(crate) use draft::Draft;
 pub(crate) use format::RecordError;
 pub(crate) use identity::{Fitness, Remembered, fitness, is_some_pool};
 pub(crate) use index::Kept;
@@ -29,4 +28,4 @@ pub(crate) use look::Sight;
 pub(crate) use pool::{Lookup, Pool, StoreError, Turn, Unavailable};
 pub(crate) use pools::{Lacking, LookupError, Pace, Pools, Reservation, Room};
 pub(crate) use record::{GroupRecord, SnapshotRecord, Source, VolumeRecord, content_path, data, image};
-pub(crate) use space::{Promise, promise_of};
+pub(crate) use space::promise_of;

@@ -120,6 +120,7 @@ pub(super) fn copy_by(file: BorrowedFd<'_>, bytes: u32) -> io::Result<()> {
 }
 
 /// The project that a directory hands down to what is made in it; none if it does not.
+#[cfg(test)]
 pub(crate) fn assigned(directory: impl AsFd) -> io::Result<Option<u32>> {
     let attributes = match sys::attributes(directory.as_fd()) {
         Ok(attributes) => attributes,

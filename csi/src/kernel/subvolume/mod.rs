@@ -30,9 +30,11 @@ use std::{
 use rustix::fs::{FileType, Mode, OFlags, Stat};
 
 pub(crate) use qgroup::{
-    Figures, QuotaKind, QuotaState, Removal, count_anew, enable_quota, figures, figures_at, quota_state, remove_qgroup,
-    set_limit, settle, stale_qgroups, usage, wait_for_count,
+    Figures, QuotaKind, count_anew, enable_quota, figures, figures_at, quota_state, remove_qgroup, set_limit,
+    stale_qgroups, usage,
 };
+#[cfg(test)]
+pub(crate) use qgroup::{QuotaState, Removal, settle, wait_for_count};
 
 /// include/uapi/linux/magic.h: `BTRFS_SUPER_MAGIC`
 const BTRFS: u64 = 0x9123_683E;
@@ -142,11 +144,6 @@ pub(crate) fn id(directory: impl AsFd) -> io::Result<Option<SubvolumeId>> {
 
 fn is_top(found: &Stat) -> bool {
     FileType::from_raw_mode(found.st_mode) == FileType::Directory && found.st_ino == sys::FIRST_FREE
-}
-
-/// Whether the subvolume whose top directory `subvolume` is takes no writes.
-pub(crate) fn is_read_only(subvolume: impl AsFd) -> io::Result<bool> {
-    sys::is_read_only(subvolume.as_fd())
 }
 
 /// The subvolumes that lie in `id`, at any depth, each before those that lie in it.

@@ -101,6 +101,7 @@ pub(crate) fn count_anew(file: impl AsFd) -> Result<(), SubvolumeError> {
 
 /// Waits until the kernel has counted everything, if it is at it. It reads all metadata of the filesystem: seconds to
 /// hours.
+#[cfg(test)]
 pub(crate) fn wait_for_count(file: impl AsFd) -> Result<(), SubvolumeError> {
     sys::wait_for_rescan(file.as_fd()).map_err(failed("wait for the count of", "quotas"))
 }
@@ -136,6 +137,7 @@ pub(crate) fn figures_at(path: &Path) -> Result<Option<Figures>, SubvolumeError>
 
 /// Makes the figures of all subvolumes current: puts everything written so far on the disk, which is what [`figures`]
 /// counts. The kernel is made to free deleted subvolumes, too, but not waited for.
+#[cfg(test)]
 pub(crate) fn settle(file: impl AsFd) -> io::Result<()> {
     sys::sync(file.as_fd())
 }

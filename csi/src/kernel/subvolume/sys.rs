@@ -35,9 +35,9 @@ pub(super) const NO_LIMIT: u64 = u64::MAX;
 const SUBVOL_CREATE: libc::Ioctl = 0x5000_940E;
 const SNAP_CREATE_V2: libc::Ioctl = 0x5000_9417;
 const SNAP_DESTROY_V2: libc::Ioctl = 0x5000_943F;
-const SUBVOL_GETFLAGS: libc::Ioctl = 0x8008_9419;
 const INO_LOOKUP: libc::Ioctl = 0xD000_9412;
 const TREE_SEARCH_V2: libc::Ioctl = 0xC070_9411;
+#[cfg(test)]
 const SYNC: libc::Ioctl = 0x9408;
 const START_SYNC: libc::Ioctl = 0x8008_9418;
 const WAIT_SYNC: libc::Ioctl = 0x4008_9416;
@@ -45,6 +45,7 @@ const QUOTA_CTL: libc::Ioctl = 0xC010_9428;
 const QGROUP_CREATE: libc::Ioctl = 0x4010_942A;
 const QGROUP_LIMIT_SET: libc::Ioctl = 0x8030_942B;
 const QUOTA_RESCAN: libc::Ioctl = 0x4040_942C;
+#[cfg(test)]
 const QUOTA_RESCAN_WAIT: libc::Ioctl = 0x942E;
 
 /// `BTRFS_SUBVOL_RDONLY`
@@ -182,13 +183,6 @@ pub(super) fn delete_by_id(filesystem: BorrowedFd<'_>, id: u64) -> io::Result<()
     ioctl_pointer(filesystem, SNAP_DESTROY_V2, &mut arguments).map(drop)
 }
 
-/// Whether the subvolume whose top directory `subvolume` is takes no writes.
-pub(super) fn is_read_only(subvolume: BorrowedFd<'_>) -> io::Result<bool> {
-    let mut flags = 0_u64;
-    ioctl_pointer(subvolume, SUBVOL_GETFLAGS, &mut flags)?;
-    Ok(flags & READ_ONLY != 0)
-}
-
 /// The id of the subvolume that `file` lies in.
 pub(super) fn tree_of(file: BorrowedFd<'_>) -> io::Result<u64> {
     let mut arguments = LookupArguments { tree: 0, object: FIRST_FREE, name: [0; 4080] };
@@ -204,6 +198,7 @@ pub(super) fn commit(filesystem: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 /// Puts everything on the disk, and wakes who frees deleted subvolumes.
+#[cfg(test)]
 pub(super) fn sync(filesystem: BorrowedFd<'_>) -> io::Result<()> {
     ioctl_value(filesystem, SYNC, 0).map(drop)
 }
@@ -274,6 +269,7 @@ pub(super) fn start_rescan(filesystem: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 /// Waits for the end of a count, if one is under way.
+#[cfg(test)]
 pub(super) fn wait_for_rescan(filesystem: BorrowedFd<'_>) -> io::Result<()> {
     ioctl_value(filesystem, QUOTA_RESCAN_WAIT, 0).map(drop)
 }
