@@ -169,7 +169,7 @@ async fn what_is_told_is_held_against_the_bytes(filesystem: &str, is_exact: bool
             match chance.below(6) {
                 0 => {
                     rustix::fs::fallocate(&image, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, start, bytes)
-                        .unwrap()
+                        .unwrap();
                 }
                 1 => rustix::fs::fallocate(&image, FallocateFlags::KEEP_SIZE, start, bytes).unwrap(),
                 _ => {

@@ -16,8 +16,8 @@ use keelson_testkit::wait_until;
 use primitives::{
     Filesystem, MIB, errno, fill,
     subvolume::{
-        self, Figures, QuotaKind, Removal, SubvolumeError, SubvolumeId, Support, commit, create, delete, figures, find,
-        nested, quota_state, settle, snapshot,
+        self, Figures, QuotaKind, SubvolumeError, SubvolumeId, Support, commit, create, delete, figures, find, nested,
+        qgroup::Removal, quota_state, snapshot,
     },
 };
 
@@ -32,6 +32,28 @@ macro_rules! needs_btrfs {
         let kinds = fs::read_to_string("/proc/filesystems").unwrap();
         keelson_testkit::skip_unless!(kinds.contains("\tbtrfs\n"), "the kernel has no btrfs");
     };
+}
+
+/// What makes the figures those of now.
+#[allow(unsafe_code, reason = "no crate of ours wraps these two")]
+mod call {
+    use std::{fs::File, os::fd::AsRawFd};
+
+    // include/uapi/linux/btrfs.h: `_IO(0x94, 8)`, `_IO(0x94, 46)`
+    nix::ioctl_none!(sync, 0x94, 8);
+    nix::ioctl_none!(wait_for_rescan, 0x94, 46);
+
+    /// Puts everything on the disk, which is what figures count.
+    pub(crate) fn settle(filesystem: &File) {
+        // SAFETY: the call takes no argument, and the file is open.
+        unsafe { sync(filesystem.as_raw_fd()) }.unwrap();
+    }
+
+    /// Waits for the end of a count, if one is under way.
+    pub(crate) fn wait_for_count(filesystem: &File) {
+        // SAFETY: as above.
+        unsafe { wait_for_rescan(filesystem.as_raw_fd()) }.unwrap();
+    }
 }
 
 /// Transactions end when we say so.
@@ -51,7 +73,7 @@ fn limited_pool() -> (Filesystem, File) {
     let filesystem = pool();
     let top = filesystem.open("");
     subvolume::enable_quota(&top).unwrap();
-    subvolume::wait_for_count(&top).unwrap();
+    call::wait_for_count(&top);
     (filesystem, top)
 }
 
@@ -61,7 +83,7 @@ fn made(directory: &File, name: &str) -> SubvolumeId {
 }
 
 fn figures_of(file: &File, id: SubvolumeId) -> Figures {
-    settle(file).unwrap();
+    call::settle(file);
     figures(file, id).unwrap().unwrap()
 }
 
@@ -270,7 +292,7 @@ fn quotas_are_off_until_they_are_switched_on() {
     for _ in 0..2 {
         subvolume::enable_quota(&top).unwrap();
     }
-    subvolume::wait_for_count(&top).unwrap();
+    call::wait_for_count(&top);
     commit(&top).unwrap();
     let state = quota_state(&top).unwrap().unwrap();
     assert_eq!((state.kind, state.counting, state.inconsistent), (QuotaKind::Full, false, false));
@@ -289,7 +311,7 @@ fn what_was_there_before_quotas_is_counted() {
         // It may be under way already.
         subvolume::count_anew(&top).unwrap();
     }
-    subvolume::wait_for_count(&top).unwrap();
+    call::wait_for_count(&top);
     let found = figures_of(&top, id);
     assert!(found.referenced >= 8 * MIB && found.referenced < 9 * MIB, "{found:?}");
 }
@@ -324,7 +346,7 @@ fn who_writes_more_than_the_limit_gets_edquot() {
 
     // A full volume can be emptied.
     fs::remove_file(pool.join("volumes/v/more")).unwrap();
-    settle(&top).unwrap();
+    call::settle(&top);
     fill(&pool.join("volumes/v/room"), 4 * MIB).1.unwrap();
     // A limit below what is there stops writes, and nothing else.
     subvolume::set_limit(&top, id, Some(4 * MIB)).unwrap();
@@ -370,7 +392,7 @@ fn a_clone_refers_to_everything_and_has_the_limit_of_its_source_until_it_gets_it
     }
     assert_eq!(errno(fill(&pool.join("volumes/clone/more"), 12 * MIB).1), libc::EDQUOT);
     fs::remove_file(pool.join("volumes/clone/more")).unwrap();
-    settle(&top).unwrap();
+    call::settle(&top);
     subvolume::set_limit(&top, clone, Some(32 * MIB)).unwrap();
     fill(&pool.join("volumes/clone/more"), 12 * MIB).1.unwrap();
     let found = figures_of(&top, clone);
@@ -379,7 +401,7 @@ fn a_clone_refers_to_everything_and_has_the_limit_of_its_source_until_it_gets_it
     // What only the source held besides the clone is the clone's alone now.
     delete(&volumes, "source").unwrap();
     wait_until("the source's space", Duration::from_secs(60), || {
-        settle(&top).unwrap();
+        call::settle(&top);
         (figures(&top, clone).unwrap().unwrap().exclusive >= 20 * MIB).then_some(())
     });
 }
@@ -394,10 +416,10 @@ fn the_qgroup_of_a_deleted_subvolume_goes_away_and_no_other() {
     assert_eq!(subvolume::remove_qgroup(&top, kept).unwrap(), Removal::InUse);
     assert_eq!(figures_of(&top, kept).limit, Some(16 * MIB));
     fill(&pool.join("volumes/gone/file"), 8 * MIB).1.unwrap();
-    settle(&top).unwrap();
+    call::settle(&top);
     delete(&volumes, "gone").unwrap();
     wait_until("the qgroup's removal", Duration::from_secs(60), || {
-        settle(&top).unwrap();
+        call::settle(&top);
         (subvolume::remove_qgroup(&top, gone).unwrap() == Removal::Gone).then_some(())
     });
     assert_eq!(figures(&top, gone).unwrap(), None);

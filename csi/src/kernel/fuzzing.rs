@@ -14,7 +14,7 @@ use super::{
     superblock::{self, Signature},
     sys::FiemapExtent,
 };
-use crate::policy::{Extent, Physical, TargetPath, client_timeout};
+use crate::policy::{Extent, FilesystemType, Physical, TargetPath, client_timeout};
 
 /// The verbs of the helper.
 const VERBS: [&str; 7] = ["mount", "bind", "unmount", "grow", "freeze", "thaw", "become"];
@@ -40,12 +40,12 @@ fn disk(bytes: &[u8]) {
     file.write_all_at(content, at).unwrap();
     let before = superblock::read(&file).unwrap();
     let uuid = Uuid::from_u128(0x1234);
-    match superblock::set_ext4_uuid(&file, uuid) {
+    let Some(head) = superblock::Head::read(&file, FilesystemType::Ext4).unwrap() else { return };
+    match head.write_ext4(&file, uuid) {
         Ok(()) => {
             let Signature::Filesystem(before) = before else { panic!("{before:?} has another UUID now") };
             let after = superblock::Superblock { uuid, ..before };
             assert_eq!(superblock::read(&file).unwrap(), Signature::Filesystem(after));
-            superblock::set_ext4_uuid(&file, uuid).unwrap();
         }
         Err(_) => assert_eq!(superblock::read(&file).unwrap(), before),
     }

@@ -2,7 +2,8 @@
 //!
 //! Volumes and snapshots that came from one another share blocks: a block counts as taken once, however many show it. Such
 //! relatives form a *family*. What a family has taken is told from below, by what each member has alone and by the most
-//! that any one member shares: so what is still outstanding is never told too low.
+//! that any one member shares: so what is still outstanding is never told too low. What is shared with a template isn't
+//! taken: it is the template's, and overwriting it takes space of one's own.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -29,6 +30,8 @@ pub(crate) struct Ledger {
 struct Item {
     family: String,
     promise: u64,
+    /// At most so many of its bytes are shared with a template.
+    template: u64,
     figures: Figures,
 }
 
@@ -43,17 +46,20 @@ struct Family {
 
 impl Ledger {
     /// Adds an item that was promised `promise` bytes. What it takes is to be measured.
-    pub(crate) fn insert(&mut self, key: &str, family: &str, promise: u64) {
+    ///
+    /// At most `template` of its bytes are those of a template.
+    pub(crate) fn insert(&mut self, key: &str, family: &str, promise: u64, template: u64) {
         self.remove(key);
-        self.items.insert(key.to_owned(), Item { family: family.to_owned(), promise, figures: Figures::default() });
+        self.items
+            .insert(key.to_owned(), Item { family: family.to_owned(), promise, template, figures: Figures::default() });
         self.families.entry(family.to_owned()).or_default().members.insert(key.to_owned());
         self.stale.insert(key.to_owned());
         self.settle(family);
     }
 
     /// Adds an item that was cut from `source` and shares all its blocks: those are nobody's alone any more.
-    pub(crate) fn insert_cut(&mut self, key: &str, source: &str, family: &str, promise: u64) {
-        self.insert(key, family, promise);
+    pub(crate) fn insert_cut(&mut self, key: &str, source: &str, family: &str, promise: u64, template: u64) {
+        self.insert(key, family, promise, template);
         let Some(source) = self.items.get_mut(source) else { return };
         let figures = &mut source.figures;
         *figures = Figures { exclusive: 0, shared: figures.shared.saturating_add(figures.exclusive) };
@@ -146,12 +152,15 @@ impl Ledger {
     fn settle(&mut self, id: &str) {
         let Some(family) = self.families.get_mut(id) else { return };
         let members = family.members.iter().filter_map(|key| self.items.get(key));
-        let (mut promised, mut exclusive, mut shared) = (0_u64, 0_u64, 0_u64);
+        let (mut promised, mut exclusive, mut shared, mut template) = (0_u64, 0_u64, 0_u64, 0_u64);
         for item in members {
             promised = promised.saturating_add(item.promise);
             exclusive = exclusive.saturating_add(item.figures.exclusive);
             shared = shared.max(item.figures.shared);
+            template = template.max(item.template);
         }
+        // With nobody else in the family, all that is shared is a template's.
+        let shared = if family.members.len() < 2 { 0 } else { shared.saturating_sub(template) };
         // Nothing beyond a promise was ever taken from what others are promised.
         let taken = exclusive.saturating_add(shared).min(promised);
         self.promised = self.promised.saturating_sub(family.promised).saturating_add(promised);
@@ -181,10 +190,10 @@ mod tests {
     #[test]
     fn a_cut_takes_nothing_and_is_promised_all_it_shows() {
         let mut ledger = Ledger::default();
-        ledger.insert("v", "f1", 100);
+        ledger.insert("v", "f1", 100, 0);
         measure(&mut ledger, "v", 60, 0);
         assert_eq!((ledger.promised(), ledger.taken()), (100, 60));
-        ledger.insert_cut("s", "v", "f1", 60);
+        ledger.insert_cut("s", "v", "f1", 60, 0);
         assert_eq!((ledger.promised(), ledger.taken()), (160, 60));
         assert_eq!(ledger.stale().len(), 2);
         // The volume was overwritten: now each has its own.
@@ -199,7 +208,7 @@ mod tests {
     #[test]
     fn a_promise_can_change_and_an_item_be_measured_anew() {
         let mut ledger = Ledger::default();
-        ledger.insert("v", "f1", 100);
+        ledger.insert("v", "f1", 100, 0);
         measure(&mut ledger, "v", 60, 5);
         assert_eq!(ledger.figures("v"), Some(Figures { exclusive: 60, shared: 5 }));
         assert_eq!((ledger.figures("w"), ledger.stale().len()), (None, 0));
@@ -213,21 +222,35 @@ mod tests {
     #[test]
     fn who_has_relatives_is_not_alone() {
         let mut ledger = Ledger::default();
-        ledger.insert("v", "f1", 100);
-        ledger.insert("w", "f2", 100);
+        ledger.insert("v", "f1", 100, 0);
+        ledger.insert("w", "f2", 100, 0);
         assert!(ledger.is_alone("v"));
-        ledger.insert_cut("s", "v", "f1", 60);
+        ledger.insert_cut("s", "v", "f1", 60, 0);
         assert!(!ledger.is_alone("v") && !ledger.is_alone("s") && ledger.is_alone("w"));
         ledger.remove("v");
         assert!(ledger.is_alone("s"));
     }
 
     #[test]
+    fn what_is_a_templates_is_not_taken() {
+        let mut ledger = Ledger::default();
+        ledger.insert("v", "f1", 100, 30);
+        measure(&mut ledger, "v", 10, 30);
+        assert_eq!(ledger.taken(), 10);
+        ledger.insert_cut("s", "v", "f1", 40, 30);
+        // 30 of the 40 that both show are the template's.
+        assert_eq!(ledger.taken(), 10);
+        measure(&mut ledger, "v", 0, 40);
+        measure(&mut ledger, "s", 0, 40);
+        assert_eq!(ledger.taken(), 10);
+    }
+
+    #[test]
     fn figures_from_before_a_cut_are_not_believed() {
         let mut ledger = Ledger::default();
-        ledger.insert("v", "f1", 100);
+        ledger.insert("v", "f1", 100, 0);
         let (_, epoch) = ledger.stale().remove(0);
-        ledger.insert_cut("s", "v", "f1", 60);
+        ledger.insert_cut("s", "v", "f1", 60, 0);
         ledger.measured("v", epoch, Figures { exclusive: 60, shared: 0 });
         assert_eq!(ledger.taken(), 0);
         assert!(ledger.stale().iter().any(|(key, _)| key == "v"));
@@ -240,10 +263,10 @@ mod tests {
             for (what, one, other, bytes) in steps {
                 let (key, source, its_family) = (format!("i{one}"), format!("i{other}"), family(other % 3));
                 match what {
-                    0 => ledger.insert(&key, &its_family, bytes),
+                    0 => ledger.insert(&key, &its_family, bytes, 0),
                     1 if key != source => {
                         let of = ledger.items.get(&source).map_or(its_family, |item| item.family.clone());
-                        ledger.insert_cut(&key, &source, &of, bytes);
+                        ledger.insert_cut(&key, &source, &of, bytes, 0);
                     }
                     2 => ledger.remove(&key),
                     3 => ledger.promise(&key, bytes),

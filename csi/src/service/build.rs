@@ -1,6 +1,6 @@
 //! Making the content of a new volume, in a folder that is no volume yet.
 
-use std::{fs::File, path::Path, sync::Arc};
+use std::{fs::File, os::unix::fs::MetadataExt, path::Path, sync::Arc};
 
 use uuid::Uuid;
 
@@ -27,34 +27,50 @@ pub(super) struct Plan<'a> {
     pub(super) origin: Option<&'a Origin<'a>>,
 }
 
+/// The content of a volume that isn't one yet.
+pub(super) struct Made {
+    pub(super) content: Content,
+    /// Not synced yet; none of a directory or subvolume.
+    pub(super) image: Option<File>,
+    /// At most so many of its bytes are a template's.
+    pub(super) template_bytes: u64,
+}
+
 impl Plan<'_> {
-    /// Makes the content in `folder`. An image is given as well; it isn't synced yet.
-    pub(super) fn carry_out(
-        &self,
-        state: &State,
-        folder: &Path,
-        hold: &Hold,
-    ) -> Result<(Content, Option<File>), CreateError> {
+    /// Makes the content in `folder`.
+    pub(super) fn carry_out(&self, state: &State, folder: &Path, hold: &Hold) -> Result<Made, CreateError> {
         let path = if self.kind.is_image() { image(folder) } else { data(folder) };
         let failed = StoreError::io("make", &path);
         if let Some(origin) = self.origin {
             return self.copy(origin, &path);
         }
-        let (content, image) = match self.kind {
+        let made = |content, image| Made { content, image, template_bytes: 0 };
+        let made = match self.kind {
             ContentKind::Directory => {
-                content::create_directory(&path).map_err(failed)?;
-                return Ok((Content::Directory, None));
+                content::create_directory(&path).map_err(&failed)?;
+                made(Content::Directory, None)
             }
             ContentKind::Subvolume => {
-                content::create_subvolume(&path).map_err(failed)?;
-                return Ok((Content::Subvolume, None));
+                content::create_subvolume(&path).map_err(&failed)?;
+                made(Content::Subvolume, None)
             }
-            ContentKind::Block => (Content::Block, content::create_image(&path, self.bytes).map_err(&failed)?),
-            ContentKind::Filesystem(filesystem) => self.formatted(state, filesystem, &path, hold)?,
+            ContentKind::Block => {
+                made(Content::Block, Some(content::create_image(&path, self.bytes).map_err(&failed)?))
+            }
+            ContentKind::Filesystem(filesystem) => match self.clone_template(state, filesystem, &path, hold)? {
+                Some(made) => made,
+                None => {
+                    let uuid = Uuid::new_v4();
+                    let image = mkfs(state, filesystem, &path, self.bytes, uuid, hold)?;
+                    made(Content::Filesystem { filesystem, uuid }, Some(image))
+                }
+            },
         };
-        // Only now: mkfs makes holes where it wants zeros.
-        self.fill(&image).map_err(failed)?;
-        Ok((content, Some(image)))
+        if let Some(image) = &made.image {
+            // Only now: mkfs makes holes where it wants zeros.
+            self.fill(image).map_err(failed)?;
+        }
+        Ok(made)
     }
 
     fn fill(&self, image: &File) -> std::io::Result<()> {
@@ -64,7 +80,7 @@ impl Plan<'_> {
         }
     }
 
-    fn copy(&self, origin: &Origin<'_>, path: &Path) -> Result<(Content, Option<File>), CreateError> {
+    fn copy(&self, origin: &Origin<'_>, path: &Path) -> Result<Made, CreateError> {
         let failed = StoreError::io("copy to", path);
         let progress = origin::progress("copying", origin.source.as_str().into(), origin.bytes);
         let shares_blocks = self.pool.abilities().shares_blocks;
@@ -72,33 +88,18 @@ impl Plan<'_> {
         if let Some(image) = &image {
             image.set_len(self.bytes).and_then(|()| self.fill(image)).map_err(&failed)?;
         }
-        Ok((with_own_identity(&origin.content, image.as_ref())?, image))
+        let content = with_own_identity(&origin.content, image.as_ref())?;
+        Ok(Made { content, image, template_bytes: origin.template_bytes })
     }
 
-    /// A new filesystem. This happens while the image is built, before it is a volume, and so once in a volume's life.
-    fn formatted(
-        &self,
-        state: &State,
-        filesystem: FilesystemType,
-        path: &Path,
-        hold: &Hold,
-    ) -> Result<(Content, File), CreateError> {
-        if let Some(found) = self.clone_template(state, filesystem, path, hold)? {
-            return Ok(found);
-        }
-        let uuid = Uuid::new_v4();
-        let image = mkfs(state, filesystem, path, self.bytes, uuid, hold)?;
-        Ok((Content::Filesystem { filesystem, uuid }, image))
-    }
-
-    /// A clone of a template, where the pool's filesystem can make one at all.
+    /// A new filesystem as a clone of a template, where the pool's filesystem can make one at all.
     fn clone_template(
         &self,
         state: &State,
         filesystem: FilesystemType,
         path: &Path,
         hold: &Hold,
-    ) -> Result<Option<(Content, File)>, CreateError> {
+    ) -> Result<Option<Made>, CreateError> {
         // Each copy of a btrfs needs all its metadata written anew to get an identity of its own.
         if !self.pool.abilities().shares_blocks || filesystem == FilesystemType::Btrfs {
             return Ok(None);
@@ -116,6 +117,8 @@ impl Plan<'_> {
             self.pool.drop_template(filesystem, self.bytes)?;
             return Ok(None);
         };
+        let measured = template.metadata().map_err(StoreError::io("look at the template of", path))?;
+        let template_bytes = measured.blocks().saturating_mul(512);
         let image = crate::kernel::reflink::clone_file(&template, path).map_err(CreateError::Clone)?;
         let uuid = match filesystem {
             FilesystemType::Ext4 => {
@@ -126,7 +129,8 @@ impl Plan<'_> {
             // They are mounted with nouuid.
             FilesystemType::Xfs | FilesystemType::Btrfs => head.uuid(),
         };
-        Ok(Some((Content::Filesystem { filesystem, uuid }, image)))
+        let content = Content::Filesystem { filesystem, uuid };
+        Ok(Some(Made { content, image: Some(image), template_bytes }))
     }
 }
 

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::{
     Guard, Pending, State,
-    build::Plan,
+    build::{Made, Plan},
     origin::{Origin, OriginError, Wanted},
     request::required,
 };
@@ -102,10 +102,11 @@ pub(super) fn create(state: &State, request: &CreateVolumeRequest) -> Result<Cre
     let _reservation = state.pools.reserve(plan.pool, plan.bytes, needed, Pace::of(plan.provisioning))?;
     let id = VolumeId::generate();
     let draft = plan.pool.build(id.as_str())?;
-    let (content, image) = plan.carry_out(state, draft.folder(), &guard)?;
+    let Made { content, image, template_bytes } = plan.carry_out(state, draft.folder(), &guard)?;
     let mut record = VolumeRecord {
         source: origin.as_ref().map(|origin| origin.source.clone()),
         family: origin.as_ref().map(|origin| origin.family.clone()),
+        template_bytes,
         settings: Settings::default().with(&wish.changes),
         ..VolumeRecord::new(id, wish.name, plan.bytes, plan.provisioning, content)
     };

@@ -1,6 +1,6 @@
 //! Requests that hold anything, up to where an effect would begin.
 
-use std::{fmt::Debug, path::Component};
+use std::path::Component;
 
 use keelson_host::Problem;
 use keelson_proto::csi::v1::{
@@ -11,7 +11,7 @@ use keelson_proto::csi::v1::{
 use prost::Message;
 
 use super::{
-    create::{self, CreateError, Wish, capabilities, fit},
+    create::{CreateError, Wish, capabilities, fit},
     request::required,
 };
 use crate::{

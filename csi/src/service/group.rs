@@ -182,6 +182,7 @@ fn create(
             created,
             content: origin.content.clone(),
             family: origin.family.clone(),
+            template_bytes: origin.template_bytes,
             group: Some(id.clone()),
         };
         draft.seal(&folder, &record, cut.image.as_ref())?;

@@ -23,6 +23,8 @@ pub(super) struct Origin<'a> {
     /// The size that it has, or its volume had.
     pub(super) bytes: u64,
     pub(super) family: VolumeId,
+    /// At most so many of its bytes are a template's.
+    pub(super) template_bytes: u64,
     /// The volume that it is, or that its snapshot was cut from.
     pub(super) volume: VolumeId,
     guard: Guard,
@@ -90,9 +92,10 @@ impl<'a> Origin<'a> {
                 let (pool, record) = state.pools.locate::<SnapshotRecord>(id)?;
                 let path = content_path(&pool.folder(&*record), record.content.kind());
                 let (content, bytes, family) = (record.content.clone(), record.bytes, record.family.clone());
+                let template_bytes = record.template_bytes;
                 let (source, volume) = (Source::Snapshot(record.id.clone()), record.volume.clone());
                 let _turn = pool.enter().map_err(LookupError::from)?;
-                Ok(Self { pool, source, path, content, bytes, family, volume, guard, _turn })
+                Ok(Self { pool, source, path, content, bytes, family, template_bytes, volume, guard, _turn })
             }
         }
     }
@@ -114,8 +117,9 @@ impl<'a> Origin<'a> {
             return Err(OriginError::InUse { id: id.to_owned(), pool: pool.settings.name.clone(), by });
         }
         let (content, bytes, family) = (record.content.clone(), record.bytes, record.family().clone());
+        let template_bytes = record.template_bytes;
         let (source, volume) = (Source::Volume(record.id.clone()), record.id.clone());
-        Ok(Self { pool, source, path, content, bytes, family, volume, guard, _turn })
+        Ok(Self { pool, source, path, content, bytes, family, template_bytes, volume, guard, _turn })
     }
 }
 

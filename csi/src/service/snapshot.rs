@@ -104,6 +104,7 @@ pub(super) fn create(state: &State, request: &CreateSnapshotRequest) -> Result<C
         created: cut.created,
         content: origin.content.clone(),
         family: origin.family.clone(),
+        template_bytes: origin.template_bytes,
         group: None,
     };
     let record = draft.commit(record, image.as_ref())?;

@@ -276,7 +276,7 @@ impl Pool {
         let look = || -> io::Result<Seen> {
             let memory = Remembered::path_of(&self.state_dir, &self.settings.name);
             Ok(Seen {
-                directory: fs::symlink_metadata(&self.settings.path).map(identity)?,
+                directory: fs::symlink_metadata(&self.settings.path).map(|found| identity(&found))?,
                 marker: fs::symlink_metadata(self.settings.path.join(MARKER))?.into(),
                 memory: fs::symlink_metadata(memory)?.into(),
             })
@@ -373,9 +373,9 @@ impl Pool {
     pub(super) fn claim(&self) -> Result<(), IdentityError> {
         let path = self.settings.path.join(MARKER);
         let failed = RecordError::io("lock", &path);
-        let marker = fs::metadata(&path).map(identity).map_err(&failed)?;
+        let marker = fs::metadata(&path).map(|found| identity(&found)).map_err(&failed)?;
         let mut claim = lock(&self.claim);
-        match claim.as_ref().map(File::metadata).transpose().map_err(&failed)?.map(identity) {
+        match claim.as_ref().map(File::metadata).transpose().map_err(&failed)?.as_ref().map(identity) {
             Some(held) if held == marker => Ok(()),
             _ => {
                 *claim = filesystem::lock(&self.settings.path, MARKER).map_err(&failed)?;
@@ -540,7 +540,7 @@ impl Pool {
 }
 
 /// Device and inode number.
-fn identity(found: fs::Metadata) -> (u64, u64) {
+fn identity(found: &fs::Metadata) -> (u64, u64) {
     (found.dev(), found.ino())
 }
 

@@ -25,6 +25,9 @@ pub(crate) struct VolumeRecord {
     /// The volume that all those descend from that may share blocks with it; none if it is the first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) family: Option<VolumeId>,
+    /// At most so many of its bytes are those of the template that it, or the first of its family, was cloned from.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(crate) template_bytes: u64,
     /// What a VolumeAttributesClass set.
     #[serde(default, skip_serializing_if = "Settings::is_default")]
     pub(crate) settings: Settings,
@@ -33,9 +36,14 @@ pub(crate) struct VolumeRecord {
     pub(crate) project: Option<u32>,
 }
 
-/// Version 1 had no `source`, `family`, `settings` and `project`.
+/// Version 1 had no `source`, `family`, `templateBytes`, `settings` and `project`.
 impl Format for VolumeRecord {
     const NEWEST: u32 = 2;
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// What a volume's content was copied from.
@@ -75,6 +83,9 @@ pub(crate) struct SnapshotRecord {
     pub(crate) content: Content,
     /// The volume that all those descend from that may share blocks with it.
     pub(crate) family: VolumeId,
+    /// As of the volume.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(crate) template_bytes: u64,
     /// The group that it belongs to, in whose folder it lies.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) group: Option<GroupId>,
@@ -107,7 +118,18 @@ impl Format for GroupRecord {
 impl VolumeRecord {
     pub(crate) fn new(id: VolumeId, name: String, bytes: u64, provisioning: Provisioning, content: Content) -> Self {
         let settings = Settings::default();
-        Self { id, name, bytes, provisioning, content, source: None, family: None, settings, project: None }
+        Self {
+            id,
+            name,
+            bytes,
+            provisioning,
+            content,
+            source: None,
+            family: None,
+            template_bytes: 0,
+            settings,
+            project: None,
+        }
     }
 
     /// The volume that all those descend from that may share blocks with it.
@@ -156,6 +178,7 @@ mod tests {
     "snapshot": "s1-0123456789abcdef0123456789abcdef"
   },
   "family": "v1-1123456789abcdef0123456789abcdef",
+  "templateBytes": 737280,
   "settings": {
     "readAheadKiB": 1024
   },

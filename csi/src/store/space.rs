@@ -21,6 +21,9 @@ pub(crate) trait Promise: Kept {
     /// What all those have in common that may share blocks with it; none if it has no content of its own.
     fn relatives(&self) -> Option<&str>;
 
+    /// At most so many of its bytes are shared with a template.
+    fn template_bytes(&self) -> u64;
+
     /// What it was cut from.
     fn cut_from(&self) -> Option<&str>;
 
@@ -37,6 +40,10 @@ impl Promise for VolumeRecord {
 
     fn relatives(&self) -> Option<&str> {
         Some(self.family().as_str())
+    }
+
+    fn template_bytes(&self) -> u64 {
+        self.template_bytes
     }
 
     fn cut_from(&self) -> Option<&str> {
@@ -57,6 +64,10 @@ impl Promise for SnapshotRecord {
         Some(self.family.as_str())
     }
 
+    fn template_bytes(&self) -> u64 {
+        self.template_bytes
+    }
+
     fn cut_from(&self) -> Option<&str> {
         Some(self.volume.as_str())
     }
@@ -69,6 +80,10 @@ impl Promise for GroupRecord {
 
     fn relatives(&self) -> Option<&str> {
         None
+    }
+
+    fn template_bytes(&self) -> u64 {
+        0
     }
 
     fn cut_from(&self) -> Option<&str> {
@@ -85,10 +100,12 @@ pub(crate) fn promise_of(kind: ContentKind, bytes: u64, pool: &Pool) -> u64 {
 pub(super) fn enter<T: Promise>(pool: &Pool, index: &mut Index, record: &T) {
     let key = record.id().to_string();
     if let Some(family) = record.relatives() {
-        let promise = record.promise(pool);
+        let (promise, template) = (record.promise(pool), record.template_bytes());
         match record.cut_from() {
-            Some(source) if pool.abilities().shares_blocks => index.ledger.insert_cut(&key, source, family, promise),
-            _ => index.ledger.insert(&key, family, promise),
+            Some(source) if pool.abilities().shares_blocks => {
+                index.ledger.insert_cut(&key, source, family, promise, template);
+            }
+            _ => index.ledger.insert(&key, family, promise, template),
         }
     }
     T::table_mut(index).insert(record.clone());
@@ -98,22 +115,22 @@ pub(super) fn enter<T: Promise>(pool: &Pool, index: &mut Index, record: &T) {
 pub(super) fn enter_all(pool: &Pool, index: &mut Index) -> Result<(), RecordError> {
     let Index { volumes, snapshots, damaged, ledger, .. } = index;
     for volume in volumes.iter() {
-        ledger.insert(volume.id.as_str(), volume.family().as_str(), volume.promise(pool));
+        ledger.insert(volume.id.as_str(), volume.family().as_str(), volume.promise(pool), volume.template_bytes);
     }
     for snapshot in snapshots.iter() {
-        ledger.insert(snapshot.id.as_str(), snapshot.family.as_str(), snapshot.promise(pool));
+        ledger.insert(snapshot.id.as_str(), snapshot.family.as_str(), snapshot.promise(pool), snapshot.template_bytes);
     }
     // Whatever a damaged volume is, its file or subvolume may be filled.
     for name in damaged.keys() {
         let data = pool.volumes().join(name).join("data");
         if let Ok(Some(subvolume::Figures { exclusive, limit: Some(limit), .. })) = subvolume::figures_at(&data) {
-            ledger.insert(name, name, charge(limit));
+            ledger.insert(name, name, charge(limit), 0);
             ledger.measured(name, 0, Figures { exclusive, shared: 0 });
         }
         let image = pool.volumes().join(name).join("image");
         match std::fs::metadata(&image) {
             Ok(found) => {
-                ledger.insert(name, name, charge(found.len()));
+                ledger.insert(name, name, charge(found.len()), 0);
                 let taken = Figures { exclusive: found.blocks().saturating_mul(512), shared: 0 };
                 ledger.measured(name, 0, taken);
             }

@@ -19,7 +19,7 @@
 //! its own, without the limit of the outer one: limits protect against accidents, not against intent. [`nested`] finds
 //! such subvolumes, and [`delete`] takes them along.
 
-mod qgroup;
+pub(crate) mod qgroup;
 pub(super) mod sys;
 
 use std::{
@@ -33,8 +33,6 @@ pub(crate) use qgroup::{
     Figures, QuotaKind, count_anew, enable_quota, figures, figures_at, quota_state, remove_qgroup, set_limit,
     stale_qgroups, usage,
 };
-#[cfg(test)]
-pub(crate) use qgroup::{QuotaState, Removal, settle, wait_for_count};
 
 /// include/uapi/linux/magic.h: `BTRFS_SUPER_MAGIC`
 const BTRFS: u64 = 0x9123_683E;

@@ -11,7 +11,7 @@
 //! A write is checked when it enters the page cache: it fails with `EDQUOT` if what the subvolume refers to by the last
 //! transaction, and what was written since, exceed the limit. Overwriting counts, too, until the next transaction, so
 //! a volume near its limit may get `EDQUOT` before it is full. The figures that [`figures`] gives are those of the last
-//! transaction: up to 30 s old (the mount option `commit`), or [`settle`]d.
+//! transaction: up to 30 s old (the mount option `commit`).
 //!
 //! Right after limits were switched on where there are volumes already, and when the kernel gave up counting (it does
 //! so to delete a large subvolume quickly: `drop_subtree_threshold`), the figures are wrong until [`count_anew`]
@@ -85,8 +85,7 @@ pub(crate) fn quota_state(file: impl AsFd) -> Result<Option<QuotaState>, Subvolu
     Ok((flags & ON != 0).then_some(state))
 }
 
-/// Switches full accounting on, if quotas are off. The kernel counts what is there in the background:
-/// [`wait_for_count`].
+/// Switches full accounting on, if quotas are off. The kernel counts what is there in the background.
 pub(crate) fn enable_quota(file: impl AsFd) -> Result<(), SubvolumeError> {
     sys::enable_quota(file.as_fd()).map_err(failed("switch on", "quotas"))
 }
@@ -97,13 +96,6 @@ pub(crate) fn count_anew(file: impl AsFd) -> Result<(), SubvolumeError> {
         Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(failed("count", "quotas anew")(error)),
         _ => Ok(()),
     }
-}
-
-/// Waits until the kernel has counted everything, if it is at it. It reads all metadata of the filesystem: seconds to
-/// hours.
-#[cfg(test)]
-pub(crate) fn wait_for_count(file: impl AsFd) -> Result<(), SubvolumeError> {
-    sys::wait_for_rescan(file.as_fd()).map_err(failed("wait for the count of", "quotas"))
 }
 
 /// Limits the bytes that subvolume `id` refers to, or lets it grow without limit. A limit below what it takes is set all
@@ -133,13 +125,6 @@ pub(crate) fn figures_at(path: &Path) -> Result<Option<Figures>, SubvolumeError>
     let failed = failed("ask for the figures of", path.display());
     let top = File::open(path).map_err(&failed)?;
     id(&top).map_err(&failed)?.map(|id| figures(&top, id)).transpose().map(Option::flatten)
-}
-
-/// Makes the figures of all subvolumes current: puts everything written so far on the disk, which is what [`figures`]
-/// counts. The kernel is made to free deleted subvolumes, too, but not waited for.
-#[cfg(test)]
-pub(crate) fn settle(file: impl AsFd) -> io::Result<()> {
-    sys::sync(file.as_fd())
 }
 
 /// The usage of the volume whose top directory `volume` is: what its limit says, where it has one and the filesystem

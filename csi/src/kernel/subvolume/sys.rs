@@ -5,7 +5,7 @@ use std::{
     os::fd::{AsRawFd, BorrowedFd},
 };
 
-use super::super::sys::{ioctl_pointer, ioctl_value};
+use super::super::sys::ioctl_pointer;
 
 /// `BTRFS_FIRST_FREE_OBJECTID`: the inode number of every subvolume's top directory, and the smallest id that a
 /// subvolume can have which somebody made.
@@ -37,16 +37,12 @@ const SNAP_CREATE_V2: libc::Ioctl = 0x5000_9417;
 const SNAP_DESTROY_V2: libc::Ioctl = 0x5000_943F;
 const INO_LOOKUP: libc::Ioctl = 0xD000_9412;
 const TREE_SEARCH_V2: libc::Ioctl = 0xC070_9411;
-#[cfg(test)]
-const SYNC: libc::Ioctl = 0x9408;
 const START_SYNC: libc::Ioctl = 0x8008_9418;
 const WAIT_SYNC: libc::Ioctl = 0x4008_9416;
 const QUOTA_CTL: libc::Ioctl = 0xC010_9428;
 const QGROUP_CREATE: libc::Ioctl = 0x4010_942A;
 const QGROUP_LIMIT_SET: libc::Ioctl = 0x8030_942B;
 const QUOTA_RESCAN: libc::Ioctl = 0x4040_942C;
-#[cfg(test)]
-const QUOTA_RESCAN_WAIT: libc::Ioctl = 0x942E;
 
 /// `BTRFS_SUBVOL_RDONLY`
 const READ_ONLY: u64 = 1 << 1;
@@ -197,12 +193,6 @@ pub(super) fn commit(filesystem: BorrowedFd<'_>) -> io::Result<()> {
     ioctl_pointer(filesystem, WAIT_SYNC, &mut transaction).map(drop)
 }
 
-/// Puts everything on the disk, and wakes who frees deleted subvolumes.
-#[cfg(test)]
-pub(super) fn sync(filesystem: BorrowedFd<'_>) -> io::Result<()> {
-    ioctl_value(filesystem, SYNC, 0).map(drop)
-}
-
 /// The items of one object and kind whose offset isn't below `first`, in order; at most `limit`.
 pub(super) fn search(
     filesystem: BorrowedFd<'_>,
@@ -266,12 +256,6 @@ pub(super) fn enable_quota(filesystem: BorrowedFd<'_>) -> io::Result<()> {
 pub(super) fn start_rescan(filesystem: BorrowedFd<'_>) -> io::Result<()> {
     let mut arguments = RescanArguments { flags: 0, progress: 0, reserved: [0; 6] };
     ioctl_pointer(filesystem, QUOTA_RESCAN, &mut arguments).map(drop)
-}
-
-/// Waits for the end of a count, if one is under way.
-#[cfg(test)]
-pub(super) fn wait_for_rescan(filesystem: BorrowedFd<'_>) -> io::Result<()> {
-    ioctl_value(filesystem, QUOTA_RESCAN_WAIT, 0).map(drop)
 }
 
 /// Limits the bytes that a qgroup refers to.

@@ -25,6 +25,7 @@ fn cut(volume: &VolumeRecord, name: &str, group: Option<&GroupId>) -> SnapshotRe
         created: 1,
         content: Content::Directory,
         family: volume.id.clone(),
+        template_bytes: 0,
         group: group.cloned(),
     }
 }

@@ -59,6 +59,7 @@ fn a_volume_is_promised_its_size_and_has_taken_its_blocks() {
         created: 1,
         content: Content::Block,
         family: volume.id.clone(),
+        template_bytes: 0,
         group: None,
     };
     let draft = pool.build(copy.id.as_str()).unwrap();
