@@ -380,6 +380,47 @@ mod tests {
         }
     }
 
+    /// The first bytes of a disk with these in them.
+    fn head_with(parts: &[(usize, &[u8])]) -> Vec<u8> {
+        let mut head = vec![0; HEAD];
+        for (at, bytes) in parts {
+            head[*at..at + bytes.len()].copy_from_slice(bytes);
+        }
+        head
+    }
+
+    #[test]
+    fn half_a_signature_is_none_and_any_entry_is_enough() {
+        const LABEL: (usize, &[u8]) = (3 * 512, b"LABELONE");
+        const MBR: (usize, &[u8]) = (510, &[0x55, 0xaa]);
+        let entry = |number: usize| (446 + 16 * number + 4, &[0x83_u8][..]);
+        for (parts, expected) in [
+            (vec![LABEL], None),
+            (vec![(3 * 512 + 24, b"LVM2")], None),
+            (vec![LABEL, (3 * 512 + 24, b"LVM2")], Some("LVM2")),
+            (vec![(4 * 512, LABEL.1), (4 * 512 + 24, b"LVM2")], None),
+            (vec![MBR], None),
+            (vec![entry(0)], None),
+            (vec![MBR, entry(0)], Some("mbr")),
+            (vec![MBR, entry(3)], Some("mbr")),
+            // Of the second entry, what is no kind.
+            (vec![MBR, (446 + 16 + 5, &[1, 1, 1])], None),
+        ] {
+            assert_eq!(in_head(&head_with(&parts)), expected.map(Signature::Other), "{parts:?}");
+        }
+    }
+
+    #[test]
+    fn the_high_half_of_ext4s_blocks_counts_where_there_is_one() {
+        let bytes = |incompatible: u8| {
+            let parts: [(usize, &[u8]); 4] =
+                [(0x4, &[3]), (0x38, &[0x53, 0xef]), (0x60, &[incompatible]), (0x150, &[1])];
+            ext4(&head_with(&parts)).unwrap().bytes
+        };
+        assert_eq!(bytes(0x80), ((1 << 32) + 3) * 1024);
+        assert_eq!(bytes(0x42), 3 * 1024);
+    }
+
     #[test]
     fn an_image_that_ends_early_shows_nothing() {
         let scratch = Scratch::empty(0);

@@ -6,7 +6,7 @@ use super::{
     format::RecordError,
     index::{Index, Kept},
     pool::{Pool, StoreError, lock},
-    record::{GroupRecord, SnapshotRecord, VolumeRecord, content_path},
+    record::{SnapshotRecord, VolumeRecord, content_path},
 };
 use crate::{
     kernel::{extents, quota, subvolume},
@@ -18,8 +18,8 @@ pub(crate) trait Promise: Kept {
     /// What it can come to take, in bytes.
     fn promise(&self, pool: &Pool) -> u64;
 
-    /// What all those have in common that may share blocks with it; none if it has no content of its own.
-    fn relatives(&self) -> Option<&str>;
+    /// What all those have in common that may share blocks with it.
+    fn relatives(&self) -> &str;
 
     /// At most so many of its bytes are shared with a template.
     fn template_bytes(&self) -> u64;
@@ -38,8 +38,8 @@ impl Promise for VolumeRecord {
         if pool.enforces(self) { charge(self.bytes) } else { 0 }
     }
 
-    fn relatives(&self) -> Option<&str> {
-        Some(self.family().as_str())
+    fn relatives(&self) -> &str {
+        self.family().as_str()
     }
 
     fn template_bytes(&self) -> u64 {
@@ -60,8 +60,8 @@ impl Promise for SnapshotRecord {
         charge(self.held)
     }
 
-    fn relatives(&self) -> Option<&str> {
-        Some(self.family.as_str())
+    fn relatives(&self) -> &str {
+        self.family.as_str()
     }
 
     fn template_bytes(&self) -> u64 {
@@ -73,24 +73,6 @@ impl Promise for SnapshotRecord {
     }
 }
 
-impl Promise for GroupRecord {
-    fn promise(&self, _: &Pool) -> u64 {
-        0
-    }
-
-    fn relatives(&self) -> Option<&str> {
-        None
-    }
-
-    fn template_bytes(&self) -> u64 {
-        0
-    }
-
-    fn cut_from(&self) -> Option<&str> {
-        None
-    }
-}
-
 /// What a volume of `bytes` can come to take: nothing is promised where nothing keeps it from taking all there is.
 pub(crate) fn promise_of(kind: ContentKind, bytes: u64, pool: &Pool) -> u64 {
     if kind.is_image() || pool.abilities().enforces_sizes { charge(bytes) } else { 0 }
@@ -99,14 +81,12 @@ pub(crate) fn promise_of(kind: ContentKind, bytes: u64, pool: &Pool) -> u64 {
 /// Enters a record that was committed just now.
 pub(super) fn enter<T: Promise>(pool: &Pool, index: &mut Index, record: &T) {
     let key = record.id().to_string();
-    if let Some(family) = record.relatives() {
-        let (promise, template) = (record.promise(pool), record.template_bytes());
-        match record.cut_from() {
-            Some(source) if pool.abilities().shares_blocks => {
-                index.ledger.insert_cut(&key, source, family, promise, template);
-            }
-            _ => index.ledger.insert(&key, family, promise, template),
+    let (family, promise, template) = (record.relatives(), record.promise(pool), record.template_bytes());
+    match record.cut_from() {
+        Some(source) if pool.abilities().shares_blocks => {
+            index.ledger.insert_cut(&key, source, family, promise, template);
         }
+        _ => index.ledger.insert(&key, family, promise, template),
     }
     T::table_mut(index).insert(record.clone());
 }
@@ -197,7 +177,7 @@ fn measure_all(pool: &Pool, subjects: &[Subject]) -> Result<Vec<Figures>, StoreE
 }
 
 /// Something whose figures are to be measured.
-struct Subject {
+pub(super) struct Subject {
     key: String,
     epoch: u64,
     kind: ContentKind,
@@ -205,11 +185,11 @@ struct Subject {
     /// The project of its quota.
     project: Option<u32>,
     /// What it shared when it was measured last, if nobody but a template can share with it: that only gets less.
-    shared_with_template: Option<u64>,
+    pub(super) shared_with_template: Option<u64>,
 }
 
 impl Subject {
-    fn find(pool: &Pool, index: &Index, key: String, epoch: u64) -> Option<Self> {
+    pub(super) fn find(pool: &Pool, index: &Index, key: String, epoch: u64) -> Option<Self> {
         let (folder, kind, project) = if let Some(volume) = key.parse().ok().and_then(|id| index.volumes.get(&id)) {
             (pool.folder(&**volume), volume.content.kind(), volume.project)
         } else {
@@ -222,7 +202,7 @@ impl Subject {
         Some(Self { path: content_path(&folder, kind), project, key, epoch, kind, shared_with_template })
     }
 
-    fn measure(&self, pool: &Pool) -> Result<Figures, StoreError> {
+    pub(super) fn measure(&self, pool: &Pool) -> Result<Figures, StoreError> {
         let failed = StoreError::io("measure", &self.path);
         let found = match std::fs::metadata(&self.path) {
             Ok(found) => found,

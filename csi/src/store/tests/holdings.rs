@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use super::{Lookup, Pool, VolumeRecord, pool, record};
 use crate::{
     policy::{Content, FilesystemType, GroupId, SnapshotId, VolumeId},
-    store::{GroupRecord, Kept, SnapshotRecord, StoreError, space::Promise},
+    store::{GroupRecord, Kept, SnapshotRecord, StoreError},
 };
 
 /// A volume in the pool.
@@ -47,7 +47,7 @@ fn group(pool: &Pool, volume: &VolumeRecord) -> (GroupRecord, Vec<SnapshotRecord
 }
 
 #[track_caller]
-fn expect<T: Kept + PartialEq + Promise>(pool: &Pool, record: &T) {
+fn expect<T: Kept + PartialEq>(pool: &Pool, record: &T) {
     assert!(matches!(pool.find::<T>(record.id()), Lookup::Found(found) if *found == *record), "{record:?}");
     assert_eq!(pool.find_by_name::<T>(record.name()).unwrap().as_deref(), Some(record));
     assert!(pool.folder(record).join(T::FILE).is_file());
@@ -78,6 +78,7 @@ fn what_is_made_is_found_by_a_scan_and_what_is_removed_is_not() {
         expect(pool, &volume);
         expect(pool, &snapshot);
         expect(pool, &group);
+        assert!(pool.find_by_name::<GroupRecord>("group").unwrap().is_some());
         members.iter().for_each(|member| expect(pool, member));
         let all = pool.after::<SnapshotRecord>(None, 10).unwrap();
         assert_eq!(all.len(), 3);
@@ -179,4 +180,7 @@ fn sixteen_templates_are_kept_and_the_newest_of_all() {
     // What is in the way is told of.
     fs::create_dir(pool.templates().join(".half")).unwrap();
     make(21).unwrap_err();
+    fs::remove_dir_all(pool.templates()).unwrap();
+    fs::write(pool.templates(), "no directory").unwrap();
+    pool.template(FilesystemType::Ext4, 19).unwrap_err();
 }

@@ -10,8 +10,13 @@ use std::{
 use super::settings;
 use crate::{
     config::PoolKind,
-    policy::{Content, Figures, Provisioning, SnapshotId, VolumeId, charge},
-    store::{Lacking, LookupError, Pace, Pool, Pools, SnapshotRecord, VolumeRecord, space::promise_of},
+    policy::{Abilities, Content, Figures, Provisioning, SnapshotId, VolumeId, charge},
+    store::{
+        Lacking, LookupError, Pace, Pool, Pools, SnapshotRecord, VolumeRecord,
+        pool::lock,
+        record::Source,
+        space::{Subject, promise_of},
+    },
 };
 
 const BYTES: u64 = 1 << 20;
@@ -39,18 +44,9 @@ fn image(pool: &Pool, name: &str, written: usize) -> (VolumeRecord, u64) {
     (made, taken)
 }
 
-#[test]
-fn a_volume_is_promised_its_size_and_has_taken_its_blocks() {
-    let directory = tempfile::tempdir().unwrap();
-    let pools = pools(directory.path());
-    let pool = pools.named("a").unwrap();
-    assert_eq!(pool.promises().unwrap(), (0, 0));
-    let (volume, taken) = image(pool, "pvc-1", 64 << 10);
-    assert!(taken > 0);
-    assert_eq!(pool.promises().unwrap(), (charge(BYTES), taken));
-    assert_eq!(pool.figures(volume.id.as_str()), Some(Figures { exclusive: taken, shared: 0 }));
-    // A copy from before it was measured.
-    let copy = SnapshotRecord {
+/// An empty snapshot of a volume, which holds 4 KiB.
+fn snapshot(pool: &Pool, volume: &VolumeRecord) -> SnapshotRecord {
+    let made = SnapshotRecord {
         id: SnapshotId::generate(),
         name: "snap-1".to_owned(),
         volume: volume.id.clone(),
@@ -62,9 +58,29 @@ fn a_volume_is_promised_its_size_and_has_taken_its_blocks() {
         template_bytes: 0,
         group: None,
     };
-    let draft = pool.build(copy.id.as_str()).unwrap();
+    let draft = pool.build(made.id.as_str()).unwrap();
     File::create_new(draft.folder().join("image")).unwrap();
-    draft.commit(copy.clone(), None).unwrap();
+    draft.commit(made.clone(), None).unwrap();
+    made
+}
+
+/// Makes the pool believe that its filesystem shows something else.
+fn pretend(pool: &Pool, change: impl FnOnce(&mut Abilities)) {
+    change(lock(&pool.abilities).as_mut().unwrap());
+}
+
+#[test]
+fn a_volume_is_promised_its_size_and_has_taken_its_blocks() {
+    let directory = tempfile::tempdir().unwrap();
+    let pools = pools(directory.path());
+    let pool = pools.named("a").unwrap();
+    assert_eq!(pool.promises().unwrap(), (0, 0));
+    let (volume, taken) = image(pool, "pvc-1", 64 << 10);
+    assert!(taken > 0);
+    assert_eq!(pool.promises().unwrap(), (charge(BYTES), taken));
+    assert_eq!(pool.figures(volume.id.as_str()), Some(Figures { exclusive: taken, shared: 0 }));
+    // A copy from before it was measured.
+    let copy = snapshot(pool, &volume);
     assert_eq!(pool.promises().unwrap(), (charge(BYTES) + charge(4096), taken));
     pool.remove(&copy).unwrap();
     assert_eq!(pool.promises().unwrap(), (charge(BYTES), taken));
@@ -109,6 +125,63 @@ fn a_directory_is_promised_nothing() {
     let of = |name: &str, content: Content| promise_of(content.kind(), BYTES, pools.named(name).unwrap());
     assert_eq!(of("a", Content::Block), charge(BYTES));
     assert_eq!(of("c", Content::Directory), 0);
+    pretend(pools.named("c").unwrap(), |abilities| abilities.enforces_sizes = true);
+    assert_eq!(of("c", Content::Directory), charge(BYTES));
+}
+
+#[test]
+fn a_cut_shares_all_that_its_source_has() {
+    let directory = tempfile::tempdir().unwrap();
+    let pools = pools(directory.path());
+    let pool = pools.named("a").unwrap();
+    let (volume, taken) = image(pool, "pvc-1", 64 << 10);
+    pool.promises().unwrap();
+    pretend(pool, |abilities| abilities.shares_blocks = true);
+    let mut cuts = vec![snapshot(pool, &volume).id.to_string()];
+    let clone = VolumeRecord {
+        name: "pvc-2".to_owned(),
+        id: VolumeId::generate(),
+        source: Some(Source::Volume(volume.id.clone())),
+        family: Some(volume.id.clone()),
+        ..volume.clone()
+    };
+    cuts.push(clone.id.to_string());
+    pool.build(clone.id.as_str()).unwrap().commit(clone, None).unwrap();
+    cuts.push(volume.id.to_string());
+    for id in cuts {
+        assert_eq!(pool.figures(&id), Some(Figures { exclusive: 0, shared: taken }), "{id}");
+    }
+}
+
+#[test]
+fn what_only_a_template_can_share_with_is_not_mapped_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let pools = pools(directory.path());
+    let pool = pools.named("a").unwrap();
+    let (volume, taken) = image(pool, "pvc-1", 64 << 10);
+    let id = volume.id.as_str();
+    let find = || Subject::find(pool, pool.lock().as_ref().unwrap(), id.to_owned(), 0).unwrap();
+    // Never measured.
+    assert_eq!(find().shared_with_template, None);
+    let before = Figures { exclusive: 1, shared: 4096 };
+    pool.lock().as_mut().unwrap().ledger.measured(id, 0, before);
+    // Its neighbour is no relative.
+    image(pool, "pvc-2", 0);
+    let subject = find();
+    assert_eq!(subject.shared_with_template, Some(4096));
+    assert_eq!(subject.measure(pool).unwrap(), Figures { exclusive: taken, shared: 0 });
+    pretend(pool, |abilities| abilities.shares_blocks = true);
+    assert_eq!(subject.measure(pool).unwrap(), Figures { exclusive: taken - 4096, shared: 4096 });
+    // With a relative.
+    snapshot(pool, &volume);
+    assert_ne!(pool.figures(id), Some(Figures::default()));
+    assert_eq!(find().shared_with_template, None);
+    // Deleted meanwhile, and a path that can't be looked at.
+    let folder = pool.folder(&volume);
+    fs::remove_dir_all(&folder).unwrap();
+    assert_eq!(subject.measure(pool).unwrap(), Figures::default());
+    fs::write(&folder, "no directory").unwrap();
+    assert!(subject.measure(pool).is_err());
 }
 
 #[test]
