@@ -382,6 +382,22 @@ async fn a_group_and_its_members_are_what_the_other_calls_say() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_group_may_have_more_volumes_than_a_pool_has_calls() {
+    needs_a_kernel!();
+    skip_unless!(missing(&["mkfs.xfs"]).is_empty(), "needs mkfs.xfs");
+    let mut scene = Scene::new("xfs").await;
+    let mut volumes = Vec::new();
+    for count in 0..70 {
+        volumes.push(scene.driver.create(request(&format!("pvc-{count}"), MIB, block())).await.unwrap().volume_id);
+    }
+    let volumes: Vec<&str> = volumes.iter().map(String::as_str).collect();
+    let group = scene.cut("many", &volumes, &[]).await.unwrap();
+    assert_eq!(group.snapshots.len(), volumes.len());
+    scene.delete(&group).await.unwrap();
+    scene.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_member_that_can_not_be_frozen_leaves_none_frozen_and_nothing_behind() {
     needs_pools!();
     let mut scene = Scene::new("xfs").await;

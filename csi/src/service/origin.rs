@@ -9,10 +9,11 @@ use super::{Guard, Pending, State, request::required};
 use crate::{
     kernel::{KernelError, Presence},
     policy::{Content, VolumeId},
-    store::{LookupError, Pool, SnapshotRecord, Source, Turn, VolumeRecord, content_path},
+    store::{LookupError, Pool, SnapshotRecord, Source, VolumeRecord, content_path},
 };
 
-/// A volume or snapshot that is copied: nobody deletes it while this is held.
+/// A volume or snapshot that is copied: nobody deletes it while this is held. Whoever copies it enters the pool, once
+/// for all that is copied.
 #[derive(Debug)]
 pub(super) struct Origin<'a> {
     pub(super) pool: &'a Pool,
@@ -28,7 +29,6 @@ pub(super) struct Origin<'a> {
     /// The volume that it is, or that its snapshot was cut from.
     pub(super) volume: VolumeId,
     guard: Guard,
-    _turn: Turn<'a>,
 }
 
 /// What a request names as the source, before it was looked for.
@@ -94,8 +94,7 @@ impl<'a> Origin<'a> {
                 let (content, bytes, family) = (record.content.clone(), record.bytes, record.family.clone());
                 let template_bytes = record.template_bytes;
                 let (source, volume) = (Source::Snapshot(record.id.clone()), record.volume.clone());
-                let _turn = pool.enter().map_err(LookupError::from)?;
-                Ok(Self { pool, source, path, content, bytes, family, template_bytes, volume, guard, _turn })
+                Ok(Self { pool, source, path, content, bytes, family, template_bytes, volume, guard })
             }
         }
     }
@@ -119,7 +118,7 @@ impl<'a> Origin<'a> {
         let (content, bytes, family) = (record.content.clone(), record.bytes, record.family().clone());
         let template_bytes = record.template_bytes;
         let (source, volume) = (Source::Volume(record.id.clone()), record.id.clone());
-        Ok(Self { pool, source, path, content, bytes, family, template_bytes, volume, guard, _turn })
+        Ok(Self { pool, source, path, content, bytes, family, template_bytes, volume, guard })
     }
 }
 
