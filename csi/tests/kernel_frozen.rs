@@ -121,7 +121,7 @@ fn stuck(process: u32) -> usize {
 
 /// A volume's whole life in the good pool, and what else is asked of a driver.
 async fn serves(place: &Place, clients: &Clients, name: &str) {
-    let Clients { mut identity, mut controller, mut node } = clients.clone();
+    let Clients { mut identity, mut controller, mut node, .. } = clients.clone();
     identity.probe(soon(ProbeRequest {})).await.unwrap();
     identity.get_plugin_info(soon(GetPluginInfoRequest {})).await.unwrap();
     node.node_get_info(soon(NodeGetInfoRequest {})).await.unwrap();

@@ -7,7 +7,8 @@ use std::{
 };
 
 use keelson_proto::csi::v1::{
-    controller_client::ControllerClient, identity_client::IdentityClient, node_client::NodeClient,
+    controller_client::ControllerClient, group_controller_client::GroupControllerClient,
+    identity_client::IdentityClient, node_client::NodeClient,
 };
 use keelson_testkit::wait_until_async;
 use nix::{
@@ -72,6 +73,7 @@ pub(crate) struct Clients {
     pub(crate) identity: IdentityClient<Channel>,
     pub(crate) controller: ControllerClient<Channel>,
     pub(crate) node: NodeClient<Channel>,
+    pub(crate) group: GroupControllerClient<Channel>,
 }
 
 impl Clients {
@@ -81,7 +83,8 @@ impl Clients {
         Self {
             identity: IdentityClient::new(channel.clone()),
             controller: ControllerClient::new(channel.clone()),
-            node: NodeClient::new(channel),
+            node: NodeClient::new(channel.clone()),
+            group: GroupControllerClient::new(channel),
         }
     }
 }
