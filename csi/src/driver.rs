@@ -208,12 +208,16 @@ async fn adopt(service: &Service) {
         let service = service.clone();
         scans.spawn_blocking(move || {
             let Some(pool) = service.state().pools.iter().nth(index) else { return };
-            let checked = pool.enter().and_then(|_turn| pool.check());
+            let checked = pool.enter().and_then(|turn| pool.check().map(|()| turn));
             service.state().metrics.observe_pools(&service.state().pools);
-            if let Err(error) = checked {
-                tracing::error!(pool = pool.settings.name, error = error_chain(&error), "pool is unavailable");
-                return;
-            }
+            // Held while the space is measured, which waits for the disk as well.
+            let _turn = match checked {
+                Ok(turn) => turn,
+                Err(error) => {
+                    tracing::error!(pool = pool.settings.name, error = error_chain(&error), "pool is unavailable");
+                    return;
+                }
+            };
             // Nothing is known yet of what anything takes. The first CreateVolume would have to look.
             if let Err(error) = pool.promises() {
                 tracing::warn!(

@@ -2,7 +2,7 @@
 //!
 //! The functions named `perform_...` are the helper process's side; everything else only reads.
 
-use std::{io, os::fd::AsFd, path::Path};
+use std::{cmp::Reverse, io, os::fd::AsFd, path::Path};
 
 use keelson_host::{HostRoot, InspectError, Mount};
 use rustix::{
@@ -90,7 +90,10 @@ pub(super) fn perform_mount(
         fsopen(filesystem.as_str(), FsOpenFlags::FSOPEN_CLOEXEC).map_err(step("opening a filesystem context"))?;
     let quote = |name: &'static str| {
         let context = context.as_fd();
-        move |source: rustix::io::Errno| StepError { step: name, source: source.into(), detail: messages(context) }
+        move |source: rustix::io::Errno| {
+            let detail = without_values(&messages(context), &options.filesystem);
+            StepError { step: name, source: source.into(), detail }
+        }
     };
     fsconfig_set_string(&context, "source", device).map_err(quote("naming the device"))?;
     if filesystem == FilesystemType::Xfs {
@@ -119,6 +122,26 @@ fn messages(context: impl AsFd) -> String {
         found.push(String::from_utf8_lossy(&buffer[..length]).trim_end().to_owned());
     }
     found.join("; ")
+}
+
+/// What the filesystem said without the values of the options, which may be sensitive (CSI spec, `mount_flags`).
+fn without_values(messages: &str, options: &[String]) -> String {
+    let mut values: Vec<&str> = options.iter().filter_map(|option| Some(option.split_once('=')?.1)).collect();
+    values.retain(|value| !value.is_empty());
+    // The longest first: one may be part of another.
+    values.sort_by_key(|value| Reverse(value.len()));
+    let mut left = messages;
+    let mut told = String::new();
+    while let Some(next) = left.chars().next() {
+        if let Some(value) = values.iter().find(|value| left.starts_with(**value)) {
+            told.push_str("***");
+            left = &left[value.len()..];
+        } else {
+            told.push(next);
+            left = &left[next.len_utf8()..];
+        }
+    }
+    told
 }
 
 /// Mounts `source` a second time, at `target`. The attributes are set before anybody can see the mount.
@@ -210,6 +233,15 @@ mod tests {
             run("umount", &[mounted.to_str().unwrap()]);
             loop_device::detach(&HostRoot::system(), &folder.join("image")).unwrap();
         }
+    }
+
+    #[test]
+    fn what_the_filesystem_says_is_told_without_values() {
+        let options = ["key=open sesame", "journal_path=/x", "data=open", "empty=", "discard"].map(str::to_owned);
+        let said = "e ext4: Bad value 'open sesame' for 'key', open; bad usage of discard";
+        assert_eq!(without_values(said, &options), "e ext4: Bad value '***' for 'key', ***; bad usage of discard");
+        assert_eq!(without_values("ä=ö", &["a=ö".to_owned()]), "ä=***");
+        assert_eq!(without_values(said, &[]), said);
     }
 
     #[test]

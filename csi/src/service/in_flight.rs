@@ -160,7 +160,6 @@ impl InFlight {
             return Err(Pending { key, operation: other.name, seconds: other.since.elapsed().as_secs() });
         }
         running.insert(key.clone(), Running::new(operation, None));
-        running.insert(key.clone(), Running::new(operation, None));
         Ok(Guard { in_flight: self.clone(), key })
     }
 

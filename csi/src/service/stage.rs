@@ -83,8 +83,8 @@ pub(super) fn stage(state: &State, request: &NodeStageVolumeRequest) -> Result<N
     }
     volume.expect_uncovered(&staging, &presence)?;
     attachment.staged = Some(Staged { path: staging.clone(), capability: capability.clone() });
-    volume.write_stage(&attachment)?;
-    if let Err(error) = volume.stage(&staging, &capability) {
+    let staged = volume.write_stage(&attachment).and_then(|()| volume.stage(&staging, &capability));
+    if let Err(error) = staged {
         // Or the next publish would take it for a stage that a reboot undid.
         attachment.staged = None;
         if let Err(error) = volume.write(&attachment) {

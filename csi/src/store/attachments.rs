@@ -11,6 +11,7 @@
 
 use std::{
     fs, io,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
@@ -62,6 +63,9 @@ impl Attachments {
     pub(crate) fn open(state_dir: &Path) -> Result<Self, RecordError> {
         let directory = state_dir.join("storage/attachments");
         fs::create_dir_all(&directory).map_err(RecordError::io("create", &directory))?;
+        // Paths of Pods and mount options, which may be sensitive. Those who made it before let everybody in.
+        let private = fs::Permissions::from_mode(0o700);
+        fs::set_permissions(&directory, private).map_err(RecordError::io("close", &directory))?;
         for entry in fs::read_dir(&directory).map_err(RecordError::io("list", &directory))? {
             let entry = entry.map_err(RecordError::io("list", &directory))?;
             if entry.file_name().to_string_lossy().starts_with('.') {
@@ -103,8 +107,9 @@ impl Attachments {
     pub(crate) fn write(&self, id: &VolumeId, attachment: &Attachment) -> Result<(), RecordError> {
         let (path, publications) = (self.path_of(id), self.publications_of(id));
         if attachment.staged.is_none() && attachment.published.is_empty() {
-            remove(&publications)?;
-            return remove(&path);
+            // The stage goes in any case: the next publish takes what is left of it for one that a reboot undid.
+            let published = remove(&publications);
+            return remove(&path).and(published);
         }
         let recorded: Option<Attachment> = read_unless_half(&path)?;
         if recorded.is_some_and(|recorded| recorded.staged == attachment.staged) {
@@ -191,6 +196,31 @@ mod tests {
             assert_eq!(attachments.read(&id).unwrap(), Attachment::default());
         }
         assert_eq!(fs::read_dir(state.path().join("storage/attachments")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn the_directory_is_closed_to_others_also_one_that_was_open() {
+        let state = tempfile::tempdir().unwrap();
+        let directory = state.path().join("storage/attachments");
+        fs::create_dir_all(&directory).unwrap();
+        fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)).unwrap();
+        Attachments::open(state.path()).unwrap();
+        assert_eq!(fs::metadata(&directory).unwrap().permissions().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn a_stage_is_no_longer_recorded_though_its_publications_stay() {
+        let state = tempfile::tempdir().unwrap();
+        let attachments = Attachments::open(state.path()).unwrap();
+        let id = VolumeId::generate();
+        let path = TargetPath::try_from("/a".to_owned()).unwrap();
+        let capability = Capability { mode: AccessMode::Writer, access: Access::Block };
+        let staged = Attachment { staged: Some(Staged { path, capability }), ..Attachment::default() };
+        // What can't be removed.
+        fs::create_dir(attachments.publications_of(&id)).unwrap();
+        attachments.write_stage(&id, &staged).unwrap_err();
+        attachments.write(&id, &Attachment::default()).unwrap_err();
+        assert!(!attachments.path_of(&id).exists());
     }
 
     #[test]

@@ -38,17 +38,30 @@ impl Together {
             };
         }
         rounds.begun += 1;
-        let round = rounds.begun;
+        let mut round = Round { together: self, number: rounds.begun, failed: Some((io::ErrorKind::Other, None)) };
         drop(rounds);
         let synced = sync();
-        let mut rounds = self.rounds.lock().unwrap_or_else(PoisonError::into_inner);
-        rounds.ended = round;
-        if let Err(error) = &synced {
-            rounds.failed = Some((round, error.kind(), error.raw_os_error()));
+        round.failed = synced.as_ref().err().map(|error| (error.kind(), error.raw_os_error()));
+        synced
+    }
+}
+
+/// A sync that has begun. One that panics has failed, and keeps nobody waiting.
+struct Round<'a> {
+    together: &'a Together,
+    number: u64,
+    failed: Option<(io::ErrorKind, Option<i32>)>,
+}
+
+impl Drop for Round<'_> {
+    fn drop(&mut self) {
+        let mut rounds = self.together.rounds.lock().unwrap_or_else(PoisonError::into_inner);
+        rounds.ended = self.number;
+        if let Some((kind, errno)) = self.failed {
+            rounds.failed = Some((self.number, kind, errno));
         }
         drop(rounds);
-        self.ended.notify_all();
-        synced
+        self.together.ended.notify_all();
     }
 }
 
@@ -131,5 +144,13 @@ mod tests {
         }
         assert!((1..=4).contains(&failures.load(Ordering::SeqCst)));
         assert!(together.sync(|| Ok(())).is_ok());
+    }
+
+    #[test]
+    fn a_sync_that_panics_has_failed_and_keeps_nobody_waiting() {
+        let together = Together::default();
+        let panicked = thread::scope(|scope| scope.spawn(|| together.sync(|| panic!("on purpose"))).join().is_err());
+        assert!(panicked);
+        together.sync(|| Ok(())).unwrap();
     }
 }
