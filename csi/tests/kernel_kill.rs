@@ -8,7 +8,7 @@
 
 mod common;
 
-use std::{env, fs, os::unix::fs::MetadataExt, process::Command, time::Instant};
+use std::{env, fs, os::unix::fs::MetadataExt, path::Path, process::Command, time::Instant};
 
 use common::{
     MIB, Place, block, capability, connect,
@@ -80,6 +80,9 @@ const CHANGES: &[Step] = &[Create, Stage, Expand, Modify, Unstage, Delete];
 
 /// What is cut from a volume that is staged.
 const SNAPSHOTS: &[Step] = &[Create, Stage, Cut, CutGroup, Unstage, CloneCut, DropClone, DropCut, DropGroup, Delete];
+
+/// The life of a subvolume, whose content is cut while it is staged.
+const SUBVOLUME: &[Step] = &[Create, Stage, Publish, Unpublish, Cut, Unstage, CloneCut, DropClone, DropCut, Delete];
 
 /// What it grows to.
 const GROWN: i64 = 384 * MIB;
@@ -273,7 +276,11 @@ fn answered_once(known: &mut String, id: String) {
 }
 
 impl Scene {
-    async fn capacity(&self, clients: &Clients) -> i64 {
+    async fn capacity(&self, place: &Place, clients: &Clients) -> i64 {
+        if self.below == "btrfs" {
+            // It frees what is deleted after the transaction that deleted it.
+            run(Command::new("btrfs").args(["filesystem", "sync"]).arg(place.path("pool")));
+        }
         let volume_capabilities = vec![self.capability.clone()];
         let request = GetCapacityRequest { volume_capabilities, ..GetCapacityRequest::default() };
         clients.clone().controller.get_capacity(request).await.unwrap().into_inner().available_capacity
@@ -286,12 +293,12 @@ async fn die_everywhere(scene: Scene) {
     // It goes after what is on it.
     let mut disks = Vec::new();
     let place = Place::new();
-    disks.push(Disk::make(&directory.path().join("disk"), scene.below, 1 << 30, &place.path("pool")));
+    disks.push(Disk::make(&directory.path().join("disk"), scene.below, 2 << 30, &place.path("pool")));
     let section = place.section(scene.kind);
     let mut victim = Victim { place: &place, section: &section, scene: &scene, running: None, lives: 0, before: 0 };
     // A whole life, so that all is there that stays.
     victim.live(0, usize::MAX, Doom::All).await;
-    victim.before = scene.capacity(&victim.clients().await).await;
+    victim.before = scene.capacity(&place, &victim.clients().await).await;
     let all = env::var_os("KEELSON_KILL_ALL").is_some();
     let mut chance = Chance::new();
     for index in 0..scene.steps.len() {
@@ -315,6 +322,20 @@ async fn die_everywhere(scene: Scene) {
         println!("{step:?}: {hits} kills, fewer than {last} points, in {:.1} s", begin.elapsed().as_secs_f32());
         assert!(last > 5, "{step:?} makes fewer system calls than {last}");
     }
+    if scene.kind == "subvolume" {
+        expect_no_subvolumes(&place.path("pool")).await;
+    }
+}
+
+/// Nothing is left of volumes: neither subvolumes nor qgroups of them.
+async fn expect_no_subvolumes(pool: &Path) {
+    let btrfs = |arguments: [&str; 2]| run(Command::new("btrfs").args(arguments).arg(pool));
+    assert_eq!(btrfs(["subvolume", "list"]), "");
+    wait_until_async("the qgroups to be gone", PATIENCE, async || {
+        btrfs(["filesystem", "sync"]);
+        (btrfs(["qgroup", "show"]).lines().filter(|line| line.starts_with("0/")).count() == 1).then_some(())
+    })
+    .await;
 }
 
 /// How many points are passed over for each that is killed, plus one.
@@ -389,15 +410,15 @@ impl Victim<'_> {
         // Filesystems give space back in the background.
         let goal = self.before - MIB;
         wait_until_async(&format!("the capacity of before, {at}"), PATIENCE, async || {
-            (scene.capacity(&clients).await >= goal).then_some(())
+            (scene.capacity(place, &clients).await >= goal).then_some(())
         })
         .await;
         hit
     }
 }
 
-fn lacking() -> Option<String> {
-    let missing = missing(&["mkfs.xfs"]);
+fn lacking(programs: &[&str]) -> Option<String> {
+    let missing = missing(programs);
     if !missing.is_empty() {
         return Some(format!("needs {}", missing.join(", ")));
     }
@@ -406,8 +427,11 @@ fn lacking() -> Option<String> {
 
 macro_rules! needs_a_tracer {
     () => {
+        needs_a_tracer!("mkfs.xfs");
+    };
+    ($($program:expr),+) => {
         needs_a_kernel!();
-        let lacking = lacking();
+        let lacking = lacking(&[$($program),+]);
         skip_unless!(lacking.is_none(), lacking.unwrap_or_default());
     };
 }
@@ -522,6 +546,39 @@ async fn snapshots_clones_and_groups() {
         parameters: &[],
         steps: SNAPSHOTS,
         killed: &[Cut, CutGroup, CloneCut, DropCut, DropGroup],
+        formats: false,
+    };
+    die_everywhere(scene).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn image_with_xfs() {
+    needs_a_tracer!();
+    let mount = MountVolume { fs_type: "xfs".to_owned(), ..MountVolume::default() };
+    let scene = Scene {
+        kind: "image",
+        below: "xfs",
+        capability: capability(AccessType::Mount(mount), Mode::SingleNodeWriter),
+        bytes: 320 * MIB,
+        parameters: &[],
+        steps: SNAPSHOTS,
+        killed: &[Create, Stage, Cut, CloneCut, Unstage],
+        formats: false,
+    };
+    die_everywhere(scene).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn subvolume() {
+    needs_a_tracer!("mkfs.btrfs", "btrfs");
+    let scene = Scene {
+        kind: "subvolume",
+        below: "btrfs",
+        capability: mounted(),
+        bytes: 16 * MIB,
+        parameters: &[],
+        steps: SUBVOLUME,
+        killed: &[Create, Publish, Cut, CloneCut, DropClone, DropCut, Delete],
         formats: false,
     };
     die_everywhere(scene).await;
