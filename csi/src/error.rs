@@ -158,7 +158,11 @@ impl Coded for OutOfRange {
         match self {
             // Not well-formed, whatever the driver can do.
             Self::Negative { .. } | Self::Contradiction { .. } => Code::InvalidArgument,
-            Self::Limit { .. } | Self::TooLarge { .. } => Code::OutOfRange,
+            Self::Limit { .. }
+            | Self::Shrink { .. }
+            | Self::Source { .. }
+            | Self::Growth { .. }
+            | Self::TooLarge { .. } => Code::OutOfRange,
         }
     }
 }

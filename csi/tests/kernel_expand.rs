@@ -139,6 +139,54 @@ async fn d7_expansion_is_real_and_the_sizes_told_are_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_small_btrfs_grows_to_what_the_kernel_takes_or_not_at_all() {
+    needs_a_kernel!();
+    skip_unless!(missing(&["mkfs.btrfs"]).is_empty(), "needs mkfs.btrfs");
+    const LEAST: i64 = 256 * MIB;
+    let place = Place::new();
+    let mut driver = Running::start(&place, &place.section("image")).await;
+    let staging = place.text("staging");
+    let id = driver.create(of("btrfs", "pvc-1", 128 * MIB)).await.unwrap().volume_id;
+    let copy = |name: &str, limit_bytes| {
+        let mut wish = of("btrfs", name, 160 * MIB);
+        wish.capacity_range.as_mut().unwrap().limit_bytes = limit_bytes;
+        let volume = Type::Volume(VolumeSource { volume_id: id.clone() });
+        wish.volume_content_source = Some(VolumeContentSource { r#type: Some(volume) });
+        wish
+    };
+    expect_code(driver.create(copy("pvc-2", 200 * MIB)).await, Code::OutOfRange);
+    let status = expect_code(driver.create(copy("pvc-2", 160 * MIB)).await, Code::OutOfRange);
+    assert!(status.message().contains("btrfs"), "{status:?}");
+    let copied = driver.create(copy("pvc-2", 0)).await.unwrap();
+    assert_eq!(copied.capacity_bytes, LEAST);
+    driver.stage(&copied.volume_id, &staging, mounted_as("btrfs")).await.unwrap();
+    assert_eq!(total(&mut driver, &copied.volume_id, &staging).await, LEAST);
+    driver.unstage(&copied.volume_id, &staging).await.unwrap();
+    driver.delete(&copied.volume_id).await.unwrap();
+
+    driver.stage(&id, &staging, mounted_as("btrfs")).await.unwrap();
+    expect_code(expand(&mut driver, &id, &staging, range(160 * MIB, 200 * MIB)).await, Code::OutOfRange);
+    assert_eq!(told(&mut driver, &id).await.unwrap(), 128 * MIB);
+    // An image that a driver which did not know this made longer, and its record.
+    driver.unstage(&id, &staging).await.unwrap();
+    OpenOptions::new()
+        .write(true)
+        .open(place.path("pool/volumes").join(&id).join("image"))
+        .unwrap()
+        .set_len(160 * MIB as u64)
+        .unwrap();
+    driver.stage(&id, &staging, mounted_as("btrfs")).await.unwrap();
+    assert_eq!(expand(&mut driver, &id, &staging, range(160 * MIB, 0)).await.unwrap(), LEAST);
+    assert_eq!(total(&mut driver, &id, &staging).await, LEAST);
+    driver.unstage(&id, &staging).await.unwrap();
+    driver.stage(&id, &staging, mounted_as("btrfs")).await.unwrap();
+    driver.unstage(&id, &staging).await.unwrap();
+    driver.delete(&id).await.unwrap();
+    place.expect_clean();
+    driver.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_raw_block_volume_grows_under_its_user() {
     needs_a_kernel!();
     let place = Place::new();
@@ -194,6 +242,8 @@ async fn what_can_not_grow_is_told_and_stays() {
     ] {
         expect_code(expand(&mut driver, id, path, range).await, code);
     }
+    let status = expand(&mut driver, &id, &target, range(0, 15 * MIB)).await.unwrap_err();
+    assert!(status.message().contains("don't shrink"), "{status:?}");
     let image = place.path("pool/volumes").join(&id).join("image");
     assert_eq!(fs::metadata(&image).unwrap().len() as i64, 16 * MIB);
     assert_eq!(told(&mut driver, &id).await.unwrap(), 16 * MIB);

@@ -16,6 +16,9 @@ const SMALLEST_XFS: u64 = 300 << 20;
 /// mkfs.btrfs refuses less than 109 MiB where data and metadata lie apart; the rest is for versions that want more.
 const SMALLEST_BTRFS: u64 = 128 << 20;
 
+/// The kernel resizes btrfs to no less (fs/btrfs/ioctl.c, `btrfs_ioctl_resize`).
+const SMALLEST_GROWN_BTRFS: u64 = 256 << 20;
+
 /// A limit below this leaves no room for a single extent of metadata and data.
 const SMALLEST_LIMIT: u64 = 1 << 20;
 
@@ -49,6 +52,17 @@ pub(crate) enum OutOfRange {
          {GRANULE}, and each filesystem has a smallest one"
     )]
     Limit { limit: u64, smallest: u64 },
+    #[error("capacity_range.limit_bytes {limit} is too low: volumes don't shrink, and it has {has} bytes")]
+    Shrink { limit: u64, has: u64 },
+    #[error(
+        "capacity_range.limit_bytes {limit} is too low: a copy isn't smaller than its source, which has {has} bytes"
+    )]
+    Source { limit: u64, has: u64 },
+    #[error(
+        "capacity_range.limit_bytes {limit} is too low: a btrfs filesystem grows to no less than {SMALLEST_GROWN_BTRFS} \
+         bytes"
+    )]
+    Growth { limit: u64 },
     #[error("capacity_range.required_bytes {required} is more than any volume can have, {LARGEST}")]
     TooLarge { required: u64 },
 }
@@ -87,26 +101,66 @@ impl SizeRange {
 
     /// The size of a new volume: the smallest that it can have, which is reported as its capacity.
     ///
-    /// A copy is at least as large as its source, which has `source` bytes (0 if there is none). A size that nothing
-    /// enforces isn't rounded; what was asked for is taken as it is.
+    /// A copy is at least as large as its source, which has `source` bytes (0 if there is none).
     pub(crate) fn choose(self, content: ContentKind, enforced: bool, source: u64) -> Result<u64, OutOfRange> {
+        if let Some(limit) = self.limit.filter(|limit| *limit < source) {
+            return Err(OutOfRange::Source { limit, has: source });
+        }
+        let bytes = self.at_least(source, content, enforced)?;
+        if source == 0 { Ok(bytes) } else { self.reachable(content, source, bytes) }
+    }
+
+    /// The size of a volume that grows: at least the `has` bytes that it has, of which its filesystem has `filled`.
+    pub(crate) fn grow(self, content: ContentKind, enforced: bool, has: u64, filled: u64) -> Result<u64, OutOfRange> {
+        if let Some(limit) = self.limit.filter(|limit| *limit < has) {
+            return Err(OutOfRange::Shrink { limit, has });
+        }
+        let bytes = self.at_least(has, content, enforced)?;
+        self.reachable(content, filled, bytes)
+    }
+
+    /// A size that nothing enforces isn't rounded; what was asked for is taken as it is.
+    fn at_least(self, floor: u64, content: ContentKind, enforced: bool) -> Result<u64, OutOfRange> {
         if !enforced {
-            let smallest = self.required.max(source);
-            return match self.limit {
-                Some(limit) if limit < smallest => Err(OutOfRange::Limit { limit, smallest }),
-                _ => Ok(smallest),
-            };
+            return Ok(self.required.max(floor));
         }
         if self.required > LARGEST {
             return Err(OutOfRange::TooLarge { required: self.required });
         }
-        let smallest = self.required.next_multiple_of(GRANULE).max(Self::smallest(content, enforced)).max(source);
-        let wanted = if self.required == 0 && source == 0 { DEFAULT_BYTES.max(smallest) } else { smallest };
+        let smallest = self.required.next_multiple_of(GRANULE).max(Self::smallest(content, enforced)).max(floor);
+        let wanted = if self.required == 0 && floor == 0 { DEFAULT_BYTES.max(smallest) } else { smallest };
         match self.limit {
             Some(limit) if limit < smallest => Err(OutOfRange::Limit { limit, smallest }),
             Some(limit) => Ok(wanted.min(limit / GRANULE * GRANULE)),
             None => Ok(wanted),
         }
+    }
+
+    /// `bytes`, or the next size that a filesystem of `filled` bytes can grow to.
+    fn reachable(self, content: ContentKind, filled: u64, bytes: u64) -> Result<u64, OutOfRange> {
+        let ContentKind::Filesystem(filesystem) = content else { return Ok(bytes) };
+        if bytes <= filled || bytes >= smallest_growth(filesystem) {
+            return Ok(bytes);
+        }
+        match self.limit.filter(|limit| *limit < smallest_growth(filesystem)) {
+            Some(limit) => Err(OutOfRange::Growth { limit }),
+            None => Ok(smallest_growth(filesystem)),
+        }
+    }
+}
+
+/// Whether a filesystem of `filled` bytes could have more of `bytes`.
+pub(crate) fn is_smaller(filled: u64, bytes: u64) -> bool {
+    /// A filesystem has whole blocks, and so may be that much smaller than what it lies on.
+    const LARGEST_BLOCK: u64 = 64 << 10;
+    filled.saturating_add(LARGEST_BLOCK) <= bytes
+}
+
+/// The least that a filesystem can be grown to.
+fn smallest_growth(filesystem: FilesystemType) -> u64 {
+    match filesystem {
+        FilesystemType::Ext4 | FilesystemType::Xfs => 0,
+        FilesystemType::Btrfs => SMALLEST_GROWN_BTRFS,
     }
 }
 
@@ -189,8 +243,37 @@ mod tests {
         for enforced in [true, false] {
             let choose = |limit| range(1, limit).unwrap().choose(ContentKind::Directory, enforced, 4 << 20);
             assert_eq!(choose(0), Ok(4 << 20));
-            assert!(choose(2 << 20).is_err());
+            assert_eq!(choose(2 << 20), Err(OutOfRange::Source { limit: 2 << 20, has: 4 << 20 }));
         }
+    }
+
+    #[test]
+    fn btrfs_grows_to_no_less_than_the_kernel_takes() {
+        let btrfs = ContentKind::Filesystem(FilesystemType::Btrfs);
+        let (mib, least) = (1_u64 << 20, SMALLEST_GROWN_BTRFS);
+        for (required, limit, has, filled, expected) in [
+            // As it is.
+            (128, 0, 128, 128, Ok(128 * mib)),
+            (129, 0, 128, 128, Ok(least)),
+            (129, 256, 128, 128, Ok(least)),
+            (129, 255, 128, 128, Err(OutOfRange::Growth { limit: 255 * mib })),
+            (300, 0, 128, 128, Ok(300 * mib)),
+            // The image is longer already.
+            (0, 0, 200, 128, Ok(least)),
+            (100, 127, 128, 128, Err(OutOfRange::Shrink { limit: 127 * mib, has: 128 * mib })),
+        ] {
+            let range = range(required << 20, limit << 20).unwrap();
+            assert_eq!(range.grow(btrfs, true, has * mib, filled * mib), expected, "{required} {limit}");
+            let ext4 = ContentKind::Filesystem(FilesystemType::Ext4);
+            assert_ne!(range.grow(ext4, true, has * mib, filled * mib), Ok(least));
+        }
+        let copy =
+            |required: i64, limit: i64| range(required << 20, limit << 20).unwrap().choose(btrfs, true, 128 * mib);
+        assert_eq!(copy(0, 0), Ok(128 * mib));
+        assert_eq!(copy(129, 0), Ok(least));
+        assert_eq!(copy(129, 200), Err(OutOfRange::Growth { limit: 200 * mib }));
+        // A new one is made in its size.
+        assert_eq!(range(200 << 20, 0).unwrap().choose(btrfs, true, 0), Ok(200 * mib));
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub(crate) use abilities::Abilities;
 pub(crate) use blocks::{allocated, changed};
 pub(crate) use calls::{Bounds, bounds, client_timeout};
 pub(crate) use capability::{Access, AccessMode, Capability, Content, ContentKind, Rejected, content_for};
-pub(crate) use capacity::{OutOfRange, SizeRange, available, charge, largest_volume};
+pub(crate) use capacity::{OutOfRange, SizeRange, available, charge, is_smaller, largest_volume};
 pub(crate) use extent::{Extent, Physical};
 pub(crate) use filesystem::FilesystemType;
 pub(crate) use health::{PoolFault, VolumeFault, is_full};

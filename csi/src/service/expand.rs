@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     kernel::{KernelError, Presence, Request, content, filesystem, loop_device},
-    policy::{Content, OutOfRange, Provisioning, Rejected, SizeRange, TargetPath, check_map},
+    policy::{Content, OutOfRange, Provisioning, Rejected, SizeRange, TargetPath, check_map, is_smaller},
     store::{Attachment, Lacking, Pace, Reservation, StoreError, VolumeRecord, image, promise_of},
 };
 
@@ -84,10 +84,11 @@ pub(super) fn expand(
         return Err(not_there());
     }
     let bytes = match volume.record.content {
-        Content::Block => expand_image(&volume, &presence, range)?,
-        Content::Filesystem { filesystem, .. } => {
+        Content::Block => expand_image(&volume, &presence, range, None)?,
+        Content::Filesystem { filesystem, uuid } => {
             let target = writable_mount(&volume, &presence, &attachment, path)?;
-            let bytes = expand_image(&volume, &presence, range)?;
+            let filled = volume.check_filesystem(filesystem, uuid)?;
+            let bytes = expand_image(&volume, &presence, range, Some(filled))?;
             volume.run(&Request::Grow { filesystem, target, bytes })?;
             bytes
         }
@@ -129,8 +130,14 @@ fn writable_mount(
     Ok(at)
 }
 
-/// Makes the image, the record and the loop devices as large as `range` asks for, and says how large that is.
-fn expand_image(volume: &Volume<'_>, presence: &Presence, range: SizeRange) -> Result<u64, ExpandError> {
+/// Makes the image, the record and the loop devices as large as `range` asks for, and says how large that is. Its
+/// filesystem, if it has one, has `filled` bytes.
+fn expand_image(
+    volume: &Volume<'_>,
+    presence: &Presence,
+    range: SizeRange,
+    filled: Option<u64>,
+) -> Result<u64, ExpandError> {
     let (record, path) = (&*volume.record, image(&volume.folder));
     let file = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOFOLLOW).open(&path);
     let file = file.map_err(StoreError::io("open", &path))?;
@@ -138,7 +145,8 @@ fn expand_image(volume: &Volume<'_>, presence: &Presence, range: SizeRange) -> R
     if length < record.bytes {
         return Err(VolumeError::WrongSize { id: volume.id(), wanted: record.bytes, found: length }.into());
     }
-    let bytes = range.choose(record.content.kind(), true, length)?;
+    let filled = filled.map_or(length, |filled| if is_smaller(filled, length) { filled } else { length });
+    let bytes = range.grow(record.content.kind(), true, length, filled)?;
     if bytes > record.bytes {
         let _reservation = reserve(volume, bytes)?;
         if let Err(error) = lengthen(&file, bytes, record.provisioning) {
@@ -177,7 +185,7 @@ fn reserve(volume: &Volume<'_>, bytes: u64) -> Result<Reservation, ExpandError> 
 fn expand_directory(volume: &Volume<'_>, range: SizeRange) -> Result<u64, ExpandError> {
     let record = &*volume.record;
     let enforced = volume.pool.abilities().enforces_sizes;
-    let bytes = range.choose(record.content.kind(), enforced, record.bytes)?;
+    let bytes = range.grow(record.content.kind(), enforced, record.bytes, record.bytes)?;
     let larger = VolumeRecord { bytes, ..record.clone() };
     let _reservation = reserve(volume, bytes)?;
     if bytes > record.bytes {

@@ -11,15 +11,14 @@ use crate::{
         BindSource, Discard, Hold, KernelError, LoopOptions, Presence, Request, filesystem, loop_device, path,
         superblock::{self, Signature},
     },
-    policy::{Access, Capability, Content, FilesystemType, MountOptions, Provisioning, Settings, TargetPath},
+    policy::{
+        Access, Capability, Content, FilesystemType, MountOptions, Provisioning, Settings, TargetPath, is_smaller,
+    },
     store::{Attachment, LookupError, Pool, RecordError, Turn, Unavailable, VolumeRecord, content_path, data, image},
 };
 
 /// How many mounts may lie on top of each other before unmounting them is given up.
 const DEEPEST_STACK: usize = 64;
-
-/// A filesystem has whole blocks, and so may be that much smaller than what it lies on.
-const LARGEST_BLOCK: u64 = 64 << 10;
 
 /// The field of a request that names where a volume is published.
 const TARGET: &str = "target_path";
@@ -202,7 +201,7 @@ impl<'a> Volume<'a> {
     /// growth may have been interrupted.
     pub(super) fn grow_if_smaller(&self, path: &TargetPath) -> Result<(), VolumeError> {
         let Content::Filesystem { filesystem, uuid } = self.record.content else { return Ok(()) };
-        if self.check_filesystem(filesystem, uuid)?.saturating_add(LARGEST_BLOCK) > self.record.bytes {
+        if !is_smaller(self.check_filesystem(filesystem, uuid)?, self.record.bytes) {
             return Ok(());
         }
         // Who only reads has what there is.
@@ -213,7 +212,7 @@ impl<'a> Volume<'a> {
     }
 
     /// A second opinion before mounting: what was formatted must still show it. Gives the size of the filesystem.
-    fn check_filesystem(&self, filesystem: FilesystemType, wanted: Uuid) -> Result<u64, VolumeError> {
+    pub(super) fn check_filesystem(&self, filesystem: FilesystemType, wanted: Uuid) -> Result<u64, VolumeError> {
         let path = image(&self.folder);
         let found =
             std::fs::File::open(&path).and_then(|file| superblock::read(&file)).map_err(KernelError::path(&path))?;
