@@ -52,7 +52,10 @@ impl<T: Kept> Table<T> {
     }
 
     pub(super) fn remove(&mut self, id: &T::Id) {
-        if let Some(record) = self.by_id.remove(id) {
+        if let Some(record) = self.by_id.remove(id)
+            && self.by_name.get(record.name()) == Some(id)
+        {
+            // The members of groups all have the same.
             self.by_name.remove(record.name());
         }
     }

@@ -7,7 +7,7 @@ use std::{
     fs::{self, File},
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, TryLockError},
 };
 
 use super::{
@@ -39,17 +39,17 @@ impl Pool {
         bytes: u64,
         format: impl FnOnce(&Path) -> Result<File, E>,
     ) -> Result<Option<File>, E> {
-        let Ok(_making) = self.making_template.try_lock() else { return Ok(None) };
+        let _making = match self.making_template.try_lock() {
+            Ok(making) => making,
+            // A panic left half a template at most, which is removed.
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return Ok(None),
+        };
         let directory = self.templates();
         create_directory(&directory).map_err(StoreError::from)?;
         let path = self.template_path(filesystem, bytes);
         let half = directory.join(".half");
-        match fs::remove_file(&half) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(StoreError::io("remove", &half)(error).into());
-            }
-            _ => {}
-        }
+        remove_if_there(&half)?;
         let file = format(&half)?;
         file.sync_all().map_err(StoreError::io("sync", &half))?;
         fs::rename(&half, &path).map_err(StoreError::io("rename", &half))?;
@@ -85,10 +85,9 @@ impl Pool {
         Ok(head)
     }
 
-    /// Forgets a template that can't be used.
+    /// Forgets a template that can't be used, if nobody has yet.
     pub(crate) fn drop_template(&self, filesystem: FilesystemType, bytes: u64) -> Result<(), StoreError> {
-        let path = self.template_path(filesystem, bytes);
-        fs::remove_file(&path).map_err(StoreError::io("remove", &path))
+        remove_if_there(&self.template_path(filesystem, bytes))
     }
 
     fn template_path(&self, filesystem: FilesystemType, bytes: u64) -> PathBuf {
@@ -117,5 +116,12 @@ impl Pool {
         if let Err(error) = removed {
             tracing::warn!(pool = self.settings.name, %error, "failed to remove old templates");
         }
+    }
+}
+
+fn remove_if_there(path: &Path) -> Result<(), StoreError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StoreError::io("remove", path)(error)),
+        _ => Ok(()),
     }
 }
