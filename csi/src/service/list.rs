@@ -12,7 +12,7 @@ use super::{State, create::describe, snapshot};
 use crate::{
     error::QueryError,
     policy::{Page, SnapshotId, check_map, names, page},
-    store::{Kept, Pool, SnapshotRecord, VolumeRecord},
+    store::{Kept, LookupError, Pool, SnapshotRecord, VolumeRecord},
 };
 
 pub(super) fn volumes(state: &State, request: &ListVolumesRequest) -> Result<ListVolumesResponse, QueryError> {
@@ -33,19 +33,31 @@ pub(super) fn snapshots(state: &State, request: &ListSnapshotsRequest) -> Result
         names::check_string(filter)
             .map_err(|wrong| Problem::new(at, "", wrong, "keep to the limits of the CSI spec"))?;
     }
-    let _guard = state.in_flight.begin_in_turn("the list of snapshots", "ListSnapshots")?;
-    let max_entries = most(request.max_entries)?;
     // An id that is none of ours is in no record.
     let (id, volume) = (request.snapshot_id.as_str(), request.source_volume_id.as_str());
+    let what = if id.is_empty() { "the list of snapshots".to_owned() } else { format!("a look at {id}") };
+    let _guard = state.in_flight.begin_in_turn(what, "ListSnapshots")?;
+    let max_entries = most(request.max_entries)?;
     let wanted = |record: &SnapshotRecord| {
         (id.is_empty() || record.id.as_str() == id) && (volume.is_empty() || record.volume.as_str() == volume)
     };
     let after = |start: Option<&SnapshotId>, count| -> Result<Vec<Arc<SnapshotRecord>>, QueryError> {
-        if id.is_empty() && volume.is_empty() {
+        if !id.is_empty() {
+            // Where it lies is known: no other pool's disk matters.
+            let found = match state.pools.locate::<SnapshotRecord>(id) {
+                Ok((_, record)) => Some(record),
+                Err(LookupError::Unknown { .. }) => None,
+                Err(error) => return Err(error.into()),
+            };
+            let is_next = |record: &Arc<_>| wanted(record) && start.is_none_or(|start| record.id > *start);
+            return Ok(found.filter(is_next).into_iter().take(count).collect());
+        }
+        if volume.is_empty() {
             return Ok(state.pools.after(start, count)?.into_iter().map(|(_, record)| record).collect());
         }
         let mut all = Vec::new();
         for pool in state.pools.iter() {
+            let _turn = pool.enter()?;
             pool.check()?;
             all.extend(pool.filtered(|record| wanted(record) && start.is_none_or(|start| record.id > *start))?);
         }
