@@ -305,6 +305,8 @@ impl Coded for MetadataError {
             Self::Store(error) => error.code(),
             Self::NotBlock { .. } => Code::FailedPrecondition,
             Self::Offset { .. } => Code::OutOfRange,
+            Self::Unavailable(error) => error.code(),
+            Self::Stalled { .. } => Code::DeadlineExceeded,
         }
     }
 }

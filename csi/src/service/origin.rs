@@ -123,9 +123,9 @@ impl<'a> Origin<'a> {
 }
 
 impl Origin<'_> {
-    /// Goes on to hold it without saying what it is.
-    pub(super) fn into_guard(self) -> Guard {
-        self.guard
+    /// Goes on to hold it without saying what it is, but in which pool.
+    pub(super) fn into_guard(self) -> (Guard, String) {
+        (self.guard, self.pool.settings.name.clone())
     }
 }
 
