@@ -175,6 +175,26 @@ async fn a_look_beside_a_running_driver_shows_all_and_changes_nothing() {
     place.expect_clean();
 }
 
+/// A group of two snapshots of a volume, as the driver makes them.
+fn add_group(place: &Place, volume: &str) {
+    let group = "g1-11111111111111111111111111111111";
+    let members = ["s1-11111111111111111111111111111111", "s1-22222222222222222222222222222222"];
+    let home = place.path("pool/groups").join(group);
+    let source = place.path("pool/volumes").join(volume);
+    let record: Value = serde_json::from_slice(&fs::read(source.join("volume.json")).unwrap()).unwrap();
+    for member in members {
+        let folder = home.join(member);
+        fs::create_dir_all(&folder).unwrap();
+        run(Command::new("cp").arg("--sparse=always").args([source.join("image"), folder.join("image")]));
+        let text = json!({"version": 1, "id": member, "name": "", "volume": volume, "bytes": record["bytes"],
+            "held": 1 << 20, "created": 1, "content": record["content"], "family": volume, "group": group});
+        fs::write(folder.join("snapshot.json"), text.to_string()).unwrap();
+    }
+    let text = json!({"version": 1, "id": group, "name": "group-2", "created": 1, "snapshots": members,
+        "pauseMicroseconds": 1});
+    fs::write(home.join("group.json"), text.to_string()).unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn each_damage_is_found_and_a_collection_takes_nothing_that_lives() {
     needs_a_kernel!();
@@ -190,7 +210,10 @@ async fn each_damage_is_found_and_a_collection_takes_nothing_that_lives() {
     driver.stop().await;
     assert_eq!(wrong(&settings), []);
 
-    let [short, gone, empty, damaged, twin, _well] = &ids[..] else { panic!("six volumes") };
+    let [short, gone, empty, damaged, twin, well] = &ids[..] else { panic!("six volumes") };
+    // The members of a group have no names, and so have no name twice.
+    add_group(&place, well);
+    assert_eq!(wrong(&settings), []);
     File::options().write(true).open(image(&place, short)).unwrap().set_len(8 << 20).unwrap();
     fs::remove_file(image(&place, gone)).unwrap();
     File::options().write(true).open(image(&place, empty)).unwrap().write_all_at(&[0; 4096], 0).unwrap();

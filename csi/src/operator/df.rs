@@ -2,7 +2,10 @@
 
 use keelson_host::error_chain;
 
-use super::{PoolReport, PoolState, SpaceReport, survey::Survey};
+use super::{
+    PoolReport, PoolState, SpaceReport,
+    survey::{Survey, why},
+};
 use crate::{
     StorageSettings,
     store::{GroupRecord, Pool, Pools, Sight, SnapshotRecord, StoreError, VolumeRecord},
@@ -23,13 +26,13 @@ pub fn df(settings: &StorageSettings) -> Vec<PoolReport> {
         let mut report = blank(pool);
         match sight {
             Ok(Sight::Unused) => report.state = PoolState::Unused,
-            Err(error) => report.reason = Some(reason(error)),
+            Err(error) => report.reason = Some(why(error)),
             Ok(Sight::Pool { read_only, .. }) => {
                 report.state = if *read_only { PoolState::ReadOnly } else { PoolState::Available };
                 report.filesystem = filesystem(pool);
                 match space(&survey.pools, pool) {
                     Ok(space) => report.space = Some(space),
-                    Err(error) => (report.state, report.reason) = (PoolState::Unavailable, Some(reason(&error))),
+                    Err(error) => (report.state, report.reason) = (PoolState::Unavailable, Some(error_chain(&error))),
                 }
                 report.volumes = pool.count::<VolumeRecord>().unwrap_or_default();
                 report.snapshots = pool.count::<SnapshotRecord>().unwrap_or_default();
@@ -59,10 +62,6 @@ fn blank(pool: &Pool) -> PoolReport {
         shares_blocks: abilities.shares_blocks,
         enforces_sizes: abilities.enforces_sizes,
     }
-}
-
-fn reason(error: &dyn std::error::Error) -> String {
-    error_chain(error)
 }
 
 pub(super) fn space(pools: &Pools, pool: &Pool) -> Result<SpaceReport, StoreError> {

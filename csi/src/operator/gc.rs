@@ -13,7 +13,7 @@ use super::{
     OperatorError,
     fsck::{deleted_loops, driver_uses, is_nobodys, is_template},
     picture::{Picture, is_of_loop},
-    survey::Survey,
+    survey::{Survey, why},
 };
 use crate::{
     StorageSettings,
@@ -96,7 +96,7 @@ pub fn gc(settings: &StorageSettings, request: GcRequest) -> Result<Collected, O
     }
     for (pool, sight) in survey.each() {
         if let Err(error) = sight {
-            collected.skip("pool", &pool.settings.path, error_chain(error));
+            collected.skip("pool", &pool.settings.path, why(error));
         }
     }
     let records = Attachments::existing(&settings.state_dir);

@@ -6,6 +6,8 @@ use std::{
     sync::Arc,
 };
 
+use keelson_host::error_chain;
+
 use crate::{
     StorageSettings,
     policy::Content,
@@ -140,12 +142,21 @@ impl<'a> Item<'a> {
     /// How it is spoken of.
     pub(super) fn title(&self) -> String {
         let what = if self.volume().is_some() { "volume" } else { "snapshot" };
+        if self.name().is_empty() {
+            // A member of a group has no name of its own.
+            return format!("{what} {}", self.id());
+        }
         format!("{what} {} ({})", self.id(), self.name())
     }
 
     pub(super) fn is_called(&self, selector: &str) -> bool {
         self.id() == selector || self.name() == selector
     }
+}
+
+/// Why a pool can't be used, without its name and path, which who asks has said already.
+pub(super) fn why(unavailable: &Unavailable) -> String {
+    std::error::Error::source(unavailable).map_or_else(|| unavailable.to_string(), |source| error_chain(source))
 }
 
 pub(super) fn is_absent(path: &Path) -> bool {

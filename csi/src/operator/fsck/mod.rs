@@ -78,7 +78,7 @@ pub fn fsck(settings: &StorageSettings, request: &FsckRequest) -> Result<FsckRep
     if request.selectors.is_empty() {
         measure(&survey)?;
         report.unread_pools = survey.unread();
-        report.findings.extend(pool::examine(settings, &survey)?);
+        report.findings.extend(pool::examine(settings, &survey, &picture)?);
         report.findings.extend(attached::examine(settings, &survey, &picture)?);
     }
     report.findings.extend(chosen.iter().flat_map(|item| examine(item, settings, &picture)));

@@ -2,34 +2,47 @@
 
 use std::{collections::BTreeMap, fs, os::unix::fs::MetadataExt, path::Path};
 
-use keelson_host::{HostRoot, error_chain};
+use keelson_host::HostRoot;
 
 use super::super::{
     Finding, OperatorError,
     df::space,
-    survey::{Survey, is_absent},
+    picture::Picture,
+    survey::{Survey, is_absent, why},
 };
 use crate::{
     StorageSettings,
     kernel::superblock::{self, Signature},
     policy::FilesystemType,
-    store::{GroupRecord, Pool, Sight},
+    store::{GroupRecord, Pool, Remembered, Sight},
 };
 
-pub(super) fn examine(settings: &StorageSettings, survey: &Survey) -> Result<Vec<Finding>, OperatorError> {
+pub(super) fn examine(
+    settings: &StorageSettings,
+    survey: &Survey,
+    picture: &Picture,
+) -> Result<Vec<Finding>, OperatorError> {
     let mut findings = Vec::new();
     for (pool, sight) in survey.each() {
         let of = title(pool);
         match sight {
             Err(error) => {
-                let remedy = "mount the pool's disk; to give the name to another pool on purpose, remove the file in which it is remembered";
-                findings.push(Finding::error("pool-unavailable", &of, error_chain(error), remedy));
+                let memory = Remembered::path_of(&settings.state_dir, &pool.settings.name);
+                let remedy = format!(
+                    "mount the pool's disk; to give the name to another pool on purpose, remove the file in which it is \
+                     remembered, {}",
+                    memory.display()
+                );
+                findings.push(Finding::error("pool-unavailable", &of, why(error), &remedy));
             }
             Ok(Sight::Unused) => {}
             Ok(Sight::Pool { read_only, remembered }) => {
                 if *read_only {
-                    let remedy = "look at the kernel's log for why; if it was mounted so on purpose, mount it again";
-                    findings.push(Finding::error("pool-read-only", &of, "its filesystem is read-only", remedy));
+                    let remedy = format!(
+                        "look at the kernel's log for why; if nothing is wrong with the disk: `mount -o remount,rw {}`",
+                        mount_point(pool, picture).display()
+                    );
+                    findings.push(Finding::error("pool-read-only", &of, "its filesystem is read-only", &remedy));
                 }
                 if !remembered {
                     let problem = "it is not remembered outside, so any pool at its path would be taken for it";
@@ -47,6 +60,13 @@ pub(super) fn examine(settings: &StorageSettings, survey: &Survey) -> Result<Vec
 
 pub(super) fn title(pool: &Pool) -> (String, String) {
     (format!("pool {}", pool.settings.name), pool.settings.path.display().to_string())
+}
+
+/// Where the filesystem that the pool lies on is mounted.
+fn mount_point<'a>(pool: &'a Pool, picture: &'a Picture) -> &'a Path {
+    let resolved = &pool.settings.resolved;
+    let above = picture.mounts.iter().map(|mount| mount.point.as_path()).filter(|point| resolved.starts_with(point));
+    above.max_by_key(|point| point.iter().count()).unwrap_or(resolved)
 }
 
 fn at(pool: &Pool, path: &Path) -> (String, String) {
@@ -159,12 +179,18 @@ fn promises(survey: &Survey, pool: &Pool) -> Result<Option<Finding>, OperatorErr
 fn same_names(survey: &Survey) -> Vec<Finding> {
     let mut first: BTreeMap<(bool, String), String> = BTreeMap::new();
     let mut findings = Vec::new();
-    for item in survey.items() {
+    // The members of a group have no names of their own.
+    for item in survey.items().iter().filter(|item| !item.name().is_empty()) {
         let key = (item.volume().is_some(), item.name().to_owned());
         if let Some(other) = first.get(&key) {
             let of = (item.title(), item.folder.display().to_string());
             let problem = format!("has the same name as {other}: calls that name it find either");
-            findings.push(Finding::error("name-twice", &of, problem, "delete the one that no PersistentVolume names"));
+            let remedy = if item.volume().is_some() {
+                "delete the one whose id no PersistentVolume has as its volumeHandle"
+            } else {
+                "delete the one whose id no VolumeSnapshotContent has as its snapshotHandle"
+            };
+            findings.push(Finding::error("name-twice", &of, problem, remedy));
         } else {
             first.insert(key, item.id().to_owned());
         }
