@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
 
 use group_controller_service_capability::rpc::Type;
-use keelson_host::Problem;
+use keelson_host::{Problem, error_chain};
 use keelson_proto::csi::v1::{
     CreateVolumeGroupSnapshotRequest, CreateVolumeGroupSnapshotResponse, DeleteVolumeGroupSnapshotRequest,
     DeleteVolumeGroupSnapshotResponse, GetVolumeGroupSnapshotRequest, GetVolumeGroupSnapshotResponse,
@@ -344,15 +344,28 @@ fn describe(state: &State, group: &GroupRecord, members: &[Arc<SnapshotRecord>])
 }
 
 /// Thaws what a driver that was killed together with its helper left frozen. Where everybody waits for that, nothing
-/// else would get on.
+/// else would get on. Who froze it can't be told then, so what an admin froze of a staged volume is thawed as well.
 pub(crate) fn thaw_leftovers(state: &State) {
     /// A filesystem that can't even be opened must not keep the driver from starting.
     const PATIENCE: Duration = Duration::from_secs(5);
-    let Ok(mounts) = keelson_host::mounts(&state.settings.root) else { return };
+    let mounts = match keelson_host::mounts(&state.settings.root) {
+        Ok(mounts) => mounts,
+        Err(error) => return tracing::error!(%error, "can't tell whether a filesystem was left frozen: no mount table"),
+    };
     let points: BTreeSet<_> = mounts.into_iter().map(|mount| mount.point).collect();
     let helper = state.settings.helper.clone().with_deadline(PATIENCE);
-    for id in state.attachments.ids().unwrap_or_default() {
-        let staged = state.attachments.read(&id).ok().and_then(|attachment| attachment.staged);
+    let ids = state.attachments.ids().unwrap_or_else(|error| {
+        tracing::error!(error = error_chain(&error), "can't tell which filesystems may have been left frozen");
+        Vec::new()
+    });
+    for id in ids {
+        let staged = match state.attachments.read(&id) {
+            Ok(attachment) => attachment.staged,
+            Err(error) => {
+                tracing::error!(volume = %id, error = error_chain(&error), "can't tell whether it was left frozen");
+                None
+            }
+        };
         let Some(Staged { path, .. }) = staged.filter(|staged| points.contains(staged.path.as_path())) else {
             continue;
         };

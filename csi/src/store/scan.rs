@@ -1,18 +1,25 @@
 //! Reading a pool: what is there, and sweeping what is only half there.
 
 use std::{
+    ffi::OsStr,
     fs, io,
     path::{Path, PathBuf},
+    sync::TryLockError,
 };
 
 use super::{
     format::{RecordError, read_record},
+    identity::{MARKER, Remembered},
     index::{Index, Kept},
     pool::{Pool, create_directory, lock},
     record::{GroupRecord, SnapshotRecord, VolumeRecord},
     space,
+    templates::HALF,
 };
-use crate::kernel::{filesystem, tree};
+use crate::{
+    kernel::{filesystem, tree},
+    policy::GroupId,
+};
 
 impl Pool {
     /// Sweeps what is only half there and reads what is whole.
@@ -26,6 +33,7 @@ impl Pool {
             self.sync(directory).map_err(RecordError::io("sync", directory))?;
         }
         self.sweep()?;
+        self.sweep_halves();
         let index = self.read()?;
         self.enforce_all(&index);
         let (abilities, path) = (self.abilities(), &self.settings.path);
@@ -53,9 +61,12 @@ impl Pool {
         self.read_all::<VolumeRecord>(&self.volumes(), &mut index)?;
         self.read_all::<SnapshotRecord>(&self.snapshots(), &mut index)?;
         self.read_all::<GroupRecord>(&self.groups(), &mut index)?;
-        let groups: Vec<PathBuf> = index.groups.iter().map(|group| self.folder(&**group)).collect();
-        for group in groups {
-            self.read_all::<SnapshotRecord>(&group, &mut index)?;
+        // Its snapshots are there also where a group's own record can't be read.
+        let is_group = |name: &OsStr| name.to_str().is_some_and(|name| name.parse::<GroupId>().is_ok());
+        for group in entries(&self.groups())? {
+            if group.is_dir() && group.file_name().is_some_and(is_group) {
+                self.read_all::<SnapshotRecord>(&group, &mut index)?;
+            }
         }
         space::enter_all(self, &mut index)?;
         Ok(index)
@@ -76,6 +87,28 @@ impl Pool {
             }
         }
         Ok(())
+    }
+
+    /// Removes what a killed process left beside a record that it was replacing, and half a template.
+    fn sweep_halves(&self) {
+        let memory = Remembered::path_of(&self.state_dir, &self.settings.name);
+        let mut records = vec![self.settings.path.join(MARKER), memory];
+        let volumes = entries(&self.volumes()).unwrap_or_default();
+        records.extend(volumes.iter().filter(|path| path.is_dir()).map(|folder| folder.join(VolumeRecord::FILE)));
+        let mut halves: Vec<_> = records.iter().flat_map(|record| halves_of(record)).collect();
+        // Whoever is making one has it.
+        let making = self.making_template.try_lock();
+        let half = self.templates().join(HALF);
+        if !matches!(making, Err(TryLockError::WouldBlock)) && half.exists() {
+            halves.push(half);
+        }
+        for path in halves {
+            let (pool, removed) = (&self.settings.name, fs::remove_file(&path));
+            match removed {
+                Ok(()) => tracing::info!(pool, path = %path.display(), "swept what was half written"),
+                Err(error) => tracing::error!(pool, path = %path.display(), %error, "failed to sweep"),
+            }
+        }
     }
 
     /// Reads the records of all folders in `home` that are named like an id.
@@ -117,4 +150,17 @@ pub(super) fn entries(path: &Path) -> Result<Vec<PathBuf>, RecordError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(failed(error)),
     }
+}
+
+/// What [`keelson_host::write_atomic`] left of writing `record`: `.NAME.PID.N.tmp`.
+fn halves_of(record: &Path) -> Vec<PathBuf> {
+    let (Some(directory), Some(name)) = (record.parent(), record.file_name().and_then(OsStr::to_str)) else {
+        return Vec::new();
+    };
+    let start = format!(".{name}.");
+    let is_half = |path: &PathBuf| {
+        let found = path.file_name().and_then(OsStr::to_str);
+        found.is_some_and(|found| found.starts_with(&start) && found.ends_with(".tmp"))
+    };
+    entries(directory).unwrap_or_default().into_iter().filter(is_half).collect()
 }

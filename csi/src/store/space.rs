@@ -1,16 +1,17 @@
 //! What lies in a pool, in bytes: promised, and taken.
 
-use std::{fs::File, io, os::unix::fs::MetadataExt, panic::resume_unwind, thread};
+use std::{collections::BTreeMap, fs::File, io, os::unix::fs::MetadataExt, panic::resume_unwind, thread};
 
 use super::{
     format::RecordError,
     index::{Index, Kept},
     pool::{Pool, StoreError, lock},
     record::{SnapshotRecord, VolumeRecord, content_path},
+    scan::entries,
 };
 use crate::{
     kernel::{extents, quota, subvolume},
-    policy::{ContentKind, Figures, charge},
+    policy::{ContentKind, Figures, Ledger, SnapshotId, charge},
 };
 
 /// What a pool promises to something that lies in it.
@@ -117,6 +118,36 @@ pub(super) fn enter_all(pool: &Pool, index: &mut Index) -> Result<(), RecordErro
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(RecordError::io("look at", &image)(error)),
         }
+    }
+    enter_damaged_snapshots(pool, damaged, ledger)
+}
+
+/// A damaged snapshot holds what it has.
+fn enter_damaged_snapshots(
+    pool: &Pool,
+    damaged: &BTreeMap<String, String>,
+    ledger: &mut Ledger,
+) -> Result<(), RecordError> {
+    let mut names = damaged.keys().filter(|name| name.parse::<SnapshotId>().is_ok()).peekable();
+    if names.peek().is_none() {
+        return Ok(());
+    }
+    let mut homes = entries(&pool.groups())?;
+    homes.push(pool.snapshots());
+    for name in names {
+        let Some(folder) = homes.iter().map(|home| home.join(name)).find(|folder| folder.exists()) else { continue };
+        let held = match subvolume::figures_at(&folder.join("data")) {
+            Ok(Some(subvolume::Figures { exclusive, referenced, .. })) => Some((referenced, exclusive)),
+            _ => File::open(folder.join("image")).ok().and_then(|image| {
+                let allocated = image.metadata().ok()?.blocks().saturating_mul(512);
+                let shares = pool.abilities().shares_blocks;
+                let alone = if shares { extents::usage(&image).ok()?.exclusive_bytes } else { allocated };
+                Some((allocated, alone))
+            }),
+        };
+        let Some((held, exclusive)) = held else { continue };
+        ledger.insert(name, name, charge(held), 0);
+        ledger.measured(name, 0, Figures { exclusive, shared: 0 });
     }
     Ok(())
 }

@@ -19,6 +19,9 @@ use crate::{kernel::superblock::Head, policy::FilesystemType};
 /// How many are kept; the oldest goes first. Sizes of volumes come in few kinds.
 const MOST: usize = 16;
 
+/// What is no template yet.
+pub(super) const HALF: &str = ".half";
+
 impl Pool {
     /// The template of that filesystem and size, if there is one.
     pub(crate) fn template(&self, filesystem: FilesystemType, bytes: u64) -> Result<Option<File>, StoreError> {
@@ -48,7 +51,7 @@ impl Pool {
         let directory = self.templates();
         create_directory(&directory).map_err(StoreError::from)?;
         let path = self.template_path(filesystem, bytes);
-        let half = directory.join(".half");
+        let half = directory.join(HALF);
         remove_if_there(&half)?;
         let file = format(&half)?;
         file.sync_all().map_err(StoreError::io("sync", &half))?;
