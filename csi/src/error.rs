@@ -390,7 +390,7 @@ impl Coded for ExpandError {
             Self::Size(error) => error.code(),
             Self::Volume(error) => error.code(),
             Self::NotThere { .. } => Code::NotFound,
-            Self::Unfit { .. } | Self::ReadOnly { .. } => Code::FailedPrecondition,
+            Self::Unfit { .. } | Self::ReadOnly { .. } | Self::Unprivileged { .. } => Code::FailedPrecondition,
             // The table has no other code for a size that can't be had; Kubernetes then lets the claim be made smaller.
             Self::Lacking(Lacking::Space { .. }) => Code::OutOfRange,
             Self::Lacking(error) => error.code(),

@@ -187,6 +187,44 @@ async fn a_small_btrfs_grows_to_what_the_kernel_takes_or_not_at_all() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_ext4_that_may_not_grow_is_told_and_stays_in_use() {
+    needs_a_kernel!();
+    skip_unless!(!has_sys_resource(), "needs to be without CAP_SYS_RESOURCE");
+    let (small, large) = (64 * MIB, 128 * MIB);
+    let place = Place::new();
+    let mut driver = Running::start(&place, &place.section("image")).await;
+    let staging = place.text("staging");
+    let id = driver.create(of("ext4", "pvc-1", small)).await.unwrap().volume_id;
+    let folder = place.path("pool/volumes").join(&id);
+    driver.stage(&id, &staging, mounted_as("ext4")).await.unwrap();
+    let status = expect_code(expand(&mut driver, &id, &staging, range(large, 0)).await, Code::FailedPrecondition);
+    assert!(status.message().contains("CAP_SYS_RESOURCE"), "{status:?}");
+    assert_eq!(told(&mut driver, &id).await.unwrap(), small);
+    assert_eq!(fs::metadata(folder.join("image")).unwrap().len() as i64, small);
+    // It has that.
+    assert_eq!(expand(&mut driver, &id, &staging, range(small, 0)).await.unwrap(), small);
+    fs::write(place.path("staging/file"), b"what was written").unwrap();
+    driver.unstage(&id, &staging).await.unwrap();
+    driver.stop().await;
+
+    // As a driver left it that could lengthen the image, but not the filesystem.
+    OpenOptions::new().write(true).open(folder.join("image")).unwrap().set_len(large as u64).unwrap();
+    let record = fs::read_to_string(folder.join("volume.json")).unwrap();
+    fs::write(folder.join("volume.json"), record.replace(&small.to_string(), &large.to_string())).unwrap();
+    let mut driver = Running::start(&place, &place.section("image")).await;
+    for _ in 0..2 {
+        driver.stage(&id, &staging, mounted_as("ext4")).await.unwrap();
+        assert_eq!(fs::read(place.path("staging/file")).unwrap(), b"what was written");
+    }
+    assert!(total(&mut driver, &id, &staging).await <= small);
+    expect_code(expand(&mut driver, &id, &staging, None).await, Code::FailedPrecondition);
+    driver.unstage(&id, &staging).await.unwrap();
+    driver.delete(&id).await.unwrap();
+    place.expect_clean();
+    driver.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_raw_block_volume_grows_under_its_user() {
     needs_a_kernel!();
     let place = Place::new();

@@ -32,6 +32,7 @@ use std::{
 
 use keelson_host::InspectError;
 
+pub(crate) use grow::may_grow;
 pub(crate) use helper::{BindSource, HelperError, Hold, Request, program_exists};
 pub use helper::{Helper, helper_main};
 pub(crate) use loop_device::{Discard, LoopError, LoopOptions};

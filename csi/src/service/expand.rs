@@ -19,8 +19,8 @@ use super::{
     volume::Volume,
 };
 use crate::{
-    kernel::{KernelError, Presence, Request, content, filesystem, loop_device},
-    policy::{Content, OutOfRange, Provisioning, Rejected, SizeRange, TargetPath, check_map, is_smaller},
+    kernel::{KernelError, Presence, Request, content, filesystem, loop_device, may_grow},
+    policy::{Content, ContentKind, OutOfRange, Provisioning, Rejected, SizeRange, TargetPath, check_map, is_smaller},
     store::{Attachment, Lacking, Pace, Reservation, StoreError, VolumeRecord, image, promise_of},
 };
 
@@ -39,6 +39,11 @@ pub(crate) enum ExpandError {
     Unfit { id: String, reason: String },
     #[error("volume {id} is mounted read-only at {path}, and its filesystem can't grow so; stage it for writing")]
     ReadOnly { id: String, path: TargetPath },
+    #[error(
+        "volume {id} has ext4, which grows only for a process with CAP_SYS_RESOURCE, and the driver has not; give that to \
+         its container, as a privileged one has it"
+    )]
+    Unprivileged { id: String },
     #[error(transparent)]
     Lacking(Lacking),
     #[error(transparent)]
@@ -89,7 +94,10 @@ pub(super) fn expand(
             let target = writable_mount(&volume, &presence, &attachment, path)?;
             let filled = volume.check_filesystem(filesystem, uuid)?;
             let bytes = expand_image(&volume, &presence, range, Some(filled))?;
-            volume.run(&Request::Grow { filesystem, target, bytes })?;
+            // Else it has its size already.
+            if may_grow(filesystem) {
+                volume.run(&Request::Grow { filesystem, target, bytes })?;
+            }
             bytes
         }
         Content::Directory | Content::Subvolume => expand_directory(&volume, range)?,
@@ -147,6 +155,12 @@ fn expand_image(
     }
     let filled = filled.map_or(length, |filled| if is_smaller(filled, length) { filled } else { length });
     let bytes = range.grow(record.content.kind(), true, length, filled)?;
+    if let ContentKind::Filesystem(filesystem) = record.content.kind()
+        && (bytes > record.bytes || is_smaller(filled, bytes))
+        && !may_grow(filesystem)
+    {
+        return Err(ExpandError::Unprivileged { id: volume.id() });
+    }
     if bytes > record.bytes {
         let _reservation = reserve(volume, bytes)?;
         if let Err(error) = lengthen(&file, bytes, record.provisioning) {

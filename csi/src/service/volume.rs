@@ -8,7 +8,8 @@ use uuid::Uuid;
 use super::{Guard, Pending, State};
 use crate::{
     kernel::{
-        BindSource, Discard, Hold, KernelError, LoopOptions, Presence, Request, filesystem, loop_device, path,
+        BindSource, Discard, HelperError, Hold, KernelError, LoopOptions, Presence, Request, filesystem, loop_device,
+        path,
         superblock::{self, Signature},
     },
     policy::{
@@ -161,13 +162,21 @@ impl<'a> Volume<'a> {
         self.pool.attached(&self.record.id);
         let before = self.presence()?;
         let staged = self.try_stage(&before, path, capability);
-        if staged.is_err() && before.devices().is_empty() {
+        if staged.is_err() {
             // The error of the step that failed is the one to tell.
-            if let Err(error) = self.detach() {
+            if let Err(error) = self.undo_stage(&before, path) {
                 tracing::warn!(volume = %self.record.id, %error, "failed to undo a failed stage");
             }
         }
         staged
+    }
+
+    /// Takes back what a failed stage did; `before` is where the volume was until then.
+    fn undo_stage(&self, before: &Presence, path: &TargetPath) -> Result<(), VolumeError> {
+        if !before.is_at(path)? {
+            self.unmount(path, self.presence()?)?;
+        }
+        if before.devices().is_empty() { self.detach() } else { Ok(()) }
     }
 
     fn try_stage(&self, presence: &Presence, path: &TargetPath, capability: &Capability) -> Result<(), VolumeError> {
@@ -198,7 +207,7 @@ impl<'a> Volume<'a> {
     }
 
     /// Lets the filesystem that is mounted at `path` have all of the volume: a copy may be larger than its source, and a
-    /// growth may have been interrupted.
+    /// growth may have been interrupted. One that can't grow stays as it is.
     pub(super) fn grow_if_smaller(&self, path: &TargetPath) -> Result<(), VolumeError> {
         let Content::Filesystem { filesystem, uuid } = self.record.content else { return Ok(()) };
         if !is_smaller(self.check_filesystem(filesystem, uuid)?, self.record.bytes) {
@@ -208,7 +217,14 @@ impl<'a> Volume<'a> {
         if filesystem::is_read_only(path.as_path()).map_err(KernelError::path(path.as_path()))? {
             return Ok(());
         }
-        self.run(&Request::Grow { filesystem, target: path.clone(), bytes: self.record.bytes })
+        match self.run(&Request::Grow { filesystem, target: path.clone(), bytes: self.record.bytes }) {
+            // The data is there, whatever the size: it can be used as it is.
+            Err(VolumeError::Kernel(KernelError::Helper(error @ HelperError::Step { .. }))) => {
+                tracing::warn!(volume = %self.record.id, %error, "the filesystem stays smaller than its volume");
+                Ok(())
+            }
+            done => done,
+        }
     }
 
     /// A second opinion before mounting: what was formatted must still show it. Gives the size of the filesystem.
