@@ -9,14 +9,14 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use keelson_host::{HostRoot, Node, Problem, Problems};
+use keelson_host::{HostRoot, Node, Problem, Problems, error_chain};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     kernel::{Helper, filesystem, subvolume},
     policy::{Reserve, names, overlap},
-    store::{self, Fitness, Remembered},
+    store::{self, Fitness, RecordError, Remembered},
 };
 
 pub use registration::RegistrationSection;
@@ -278,8 +278,8 @@ impl PoolSection {
                     problems.push(Problem::new(
                         format!("{at}.name"),
                         &self.name,
-                        format!("has a record that can't be used ({error})"),
-                        "restore the file, or remove it to have the pool recognised by its marker",
+                        format!("has a record that can't be used ({})", error_chain(&error)),
+                        remedy_of(&error),
                     ));
                     None
                 }
@@ -370,6 +370,17 @@ impl PoolSection {
             overcommit_percent: self.overcommit_percent,
             may_create: remembered.is_none() && !exists,
         })
+    }
+}
+
+/// What to do about the memory of a pool that can't be used. Only where its content is wrong may it be removed.
+fn remedy_of(error: &RecordError) -> &'static str {
+    match error {
+        RecordError::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => "run as root",
+        RecordError::Io { .. } => "mend what keeps the file from being read",
+        RecordError::Content { .. } | RecordError::Version { .. } => {
+            "restore the file, or remove it to have the pool recognised by its marker"
+        }
     }
 }
 

@@ -20,7 +20,8 @@ use common::{
 use keelson_csi::{
     Helper, StorageSettings,
     operator::{
-        FsckRequest, GcRequest, PoolState, Severity, ShownKind, UseKind, df, fsck, gc, groups, show, snapshots, volumes,
+        FsckRequest, GcRequest, PoolState, Severity, ShownKind, UseKind, damaged as damaged_records, df, fsck, gc,
+        groups, show, snapshots, volumes,
     },
 };
 use keelson_testkit::{missing, skip_unless};
@@ -262,6 +263,14 @@ async fn each_damage_is_found_and_a_collection_takes_nothing_that_lives() {
         found.into_iter().filter(|(check, _)| check != "name-twice").collect()
     };
     assert_eq!(without_twins(wrong(&settings)), expected);
+    // Without its record, what is left of it is shown.
+    let shown = show(&settings, damaged, &Err(String::new())).unwrap();
+    let [one] = &shown[..] else { panic!("one volume") };
+    assert!(matches!(&one.kind, ShownKind::Damaged(report) if report.id == *damaged), "{:?}", one.kind);
+    assert_eq!(one.image.as_ref().unwrap().bytes, 16 << 20);
+    assert_eq!(one.findings.iter().map(|finding| finding.check).collect::<Vec<_>>(), ["record-unreadable"]);
+    let missing_in_lists: Vec<String> = damaged_records(&settings).into_iter().map(|one| one.id).collect();
+    assert_eq!(&missing_in_lists, std::slice::from_ref(damaged));
     // One thing alone.
     let one = |selector: &str| {
         let request = FsckRequest { selectors: vec![selector.to_owned()], ..FsckRequest::default() };

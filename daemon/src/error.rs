@@ -87,7 +87,7 @@ pub enum Failure {
     #[error(transparent)]
     StorageUnseen(keelson_csi::operator::OperatorError),
     /// The check of the storage found something, and has told it.
-    #[error("{findings} findings are more than notes")]
+    #[error("{findings} errors or warnings")]
     StorageFindings {
         /// How many.
         findings: usize,

@@ -30,6 +30,8 @@ pub fn df(settings: &StorageSettings) -> Vec<PoolReport> {
             Ok(Sight::Pool { read_only, .. }) => {
                 report.state = if *read_only { PoolState::ReadOnly } else { PoolState::Available };
                 report.filesystem = filesystem(pool);
+                let others = survey.pools.on_filesystem_of(pool).map(|other| &other.settings.name);
+                report.shares_filesystem_with = others.filter(|name| **name != pool.settings.name).cloned().collect();
                 match space(&survey.pools, pool) {
                     Ok(space) => report.space = Some(space),
                     Err(error) => (report.state, report.reason) = (PoolState::Unavailable, Some(error_chain(&error))),
@@ -55,6 +57,7 @@ fn blank(pool: &Pool) -> PoolReport {
         reason: None,
         filesystem: None,
         space: None,
+        shares_filesystem_with: Vec::new(),
         volumes: 0,
         snapshots: 0,
         groups: 0,

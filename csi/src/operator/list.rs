@@ -1,9 +1,9 @@
 //! What the pools hold.
 
 use super::{
-    GroupReport, OperatorError, Provision, SnapshotReport, VolumeReport,
+    DamagedReport, GroupReport, OperatorError, Provision, SnapshotReport, VolumeReport,
     picture::Picture,
-    survey::{Item, Subject, Survey, content_name},
+    survey::{Damaged, Item, Subject, Survey, content_name},
 };
 use crate::{
     StorageSettings,
@@ -47,6 +47,16 @@ pub fn snapshots(settings: &StorageSettings) -> Result<(Vec<SnapshotReport>, Vec
 pub fn groups(settings: &StorageSettings) -> (Vec<GroupReport>, Vec<String>) {
     let survey = Survey::take(settings);
     (survey.groups().map(|(pool, record)| group_report(pool, &record)).collect(), survey.unread())
+}
+
+/// What is missing in these lists, as its record can't be read.
+#[must_use]
+pub fn damaged(settings: &StorageSettings) -> Vec<DamagedReport> {
+    Survey::take(settings).damaged().iter().map(damaged_report).collect()
+}
+
+pub(super) fn damaged_report(one: &Damaged<'_>) -> DamagedReport {
+    DamagedReport { id: one.id.clone(), pool: one.pool.settings.name.clone(), reason: one.reason.clone() }
 }
 
 /// Has every pool count what its volumes and snapshots take.

@@ -17,10 +17,10 @@ use serde::Serialize;
 pub use df::df;
 pub use fsck::{FsckReport, FsckRequest, fsck};
 pub use gc::{Collected, GcEntry, GcRequest, gc};
-pub use list::{groups, snapshots, volumes};
+pub use list::{damaged, groups, snapshots, volumes};
 pub use report::{
-    DeviceReport, GroupReport, ImageReport, PoolReport, PoolState, Provision, Relation, RelativeReport, SnapshotReport,
-    SpaceReport, UseKind, UseReport, VolumeReport,
+    DamagedReport, DeviceReport, GroupReport, ImageReport, PoolReport, PoolState, Provision, Relation, RelativeReport,
+    SnapshotReport, SpaceReport, UseKind, UseReport, VolumeReport,
 };
 pub use show::{Running, Shown, ShownKind, show};
 

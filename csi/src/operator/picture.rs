@@ -55,18 +55,26 @@ impl Picture {
 
     /// The loop devices bound to an item's image.
     pub(super) fn loops_of(&self, item: &Item<'_>) -> Vec<&BoundLoop> {
-        let Ok(found) = fs::metadata(item.path()) else { return Vec::new() };
+        if item.is_image() { self.loops_at(&item.path()) } else { Vec::new() }
+    }
+
+    /// The loop devices bound to an image.
+    pub(super) fn loops_at(&self, image: &Path) -> Vec<&BoundLoop> {
+        let Ok(found) = fs::metadata(image) else { return Vec::new() };
         let identity = (found.dev(), found.ino());
-        self.loops.iter().filter(|one| item.is_image() && one.identity == identity).collect()
+        self.loops.iter().filter(|one| one.identity == identity).collect()
     }
 
     /// The mounts of an item: of the filesystem on its device, of the device's node, or of its directory.
     pub(super) fn mounts_of(&self, item: &Item<'_>) -> Vec<&Mount> {
-        if item.is_image() {
-            let loops = self.loops_of(item);
+        self.mounts_at(&item.path(), item.is_image())
+    }
+
+    fn mounts_at(&self, path: &Path, is_image: bool) -> Vec<&Mount> {
+        if is_image {
+            let loops = self.loops_at(path);
             return self.mounts.iter().filter(|mount| loops.iter().any(|one| is_of_loop(mount, one))).collect();
         }
-        let path = item.path();
         let depth = path.iter().count().saturating_sub(3);
         let end: PathBuf = path.iter().skip(depth).collect();
         self.mounts.iter().filter(|mount| mount.root.ends_with(&end)).collect()
@@ -78,8 +86,13 @@ impl Picture {
 
     /// Where an item is in use: each mount, as what it was asked for, and what keeps a raw block volume staged.
     pub(super) fn uses(&self, item: &Item<'_>) -> Vec<UseReport> {
-        let attachment = self.attachment(item.id());
-        let mounts = self.mounts_of(item).into_iter().map(|mount| {
+        self.uses_at(item.id(), &item.path(), item.is_image())
+    }
+
+    /// The same of what has that id, and its content at `path`.
+    pub(super) fn uses_at(&self, id: &str, path: &Path, is_image: bool) -> Vec<UseReport> {
+        let attachment = self.attachment(id);
+        let mounts = self.mounts_at(path, is_image).into_iter().map(|mount| {
             let path = mount.point.to_string_lossy().into_owned();
             UseReport {
                 what: kind_of(attachment, &mount.point),

@@ -49,6 +49,8 @@ pub struct PoolReport {
     pub filesystem: Option<String>,
     /// What it has; none unless it could be read.
     pub space: Option<SpaceReport>,
+    /// The pools that lie on the same filesystem: its space is theirs as well.
+    pub shares_filesystem_with: Vec<String>,
     /// How many volumes it holds, and so on; 0 if it could not be read.
     pub volumes: usize,
     /// Snapshots, those in groups included.
@@ -115,6 +117,18 @@ pub struct UseReport {
     pub pod_uid: Option<String>,
     /// Whether writing through it fails.
     pub read_only: bool,
+}
+
+/// A volume, snapshot or group whose record can't be read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DamagedReport {
+    /// Its id, by its folder.
+    pub id: String,
+    /// Its pool.
+    pub pool: String,
+    /// Why the record can't be read.
+    pub reason: String,
 }
 
 /// One volume.

@@ -1,17 +1,17 @@
 //! Everything about one volume, snapshot or group: record, image, loop devices, mounts, Pods, relatives, operations.
 
-use std::{fs, io, os::unix::fs::MetadataExt};
+use std::{fs, io, os::unix::fs::MetadataExt, path::Path};
 
 use keelson_host::error_chain;
 use serde::Serialize;
 
 use super::{
-    DeviceReport, Finding, GroupReport, ImageReport, OperatorError, Relation, RelativeReport, SnapshotReport,
-    UseReport, VolumeReport,
-    fsck::examine,
-    list::{group_report, measure, snapshot_report, volume_report},
+    DamagedReport, DeviceReport, Finding, GroupReport, ImageReport, OperatorError, Relation, RelativeReport,
+    SnapshotReport, UseReport, VolumeReport,
+    fsck::{examine, unreadable},
+    list::{damaged_report, group_report, measure, snapshot_report, volume_report},
     picture::Picture,
-    survey::{Item, Subject, Survey},
+    survey::{Damaged, Item, Subject, Survey},
 };
 use crate::{
     Operation, StorageSettings,
@@ -36,6 +36,8 @@ pub enum ShownKind {
     Snapshot(SnapshotReport),
     /// A group of snapshots.
     Group(GroupReport),
+    /// What its record no longer tells.
+    Damaged(DamagedReport),
 }
 
 /// One thing and the whole chain behind it.
@@ -91,6 +93,8 @@ pub fn show(settings: &StorageSettings, selector: &str, running: &Running) -> Re
         let kind = ShownKind::Group(group_report(pool, &record));
         shown.push(bare(kind, folder, &[record.id.as_str(), &record.name], running));
     }
+    let damaged = survey.damaged();
+    shown.extend(damaged.iter().filter(|one| one.id == selector).map(|one| show_damaged(one, &picture, running)));
     if shown.is_empty() {
         return Err(OperatorError::NotFound { selector: selector.to_owned(), pools: survey.unread() });
     }
@@ -135,26 +139,52 @@ fn show_item(
     let folder = item.folder.to_string_lossy().into_owned();
     let mut shown = bare(kind, folder, &[item.id(), item.name()], running);
     if item.is_image() {
-        match image(item) {
-            Ok(found) => shown.image = Some(found),
-            Err(error) => shown.image_problem = Some(error_chain(&error)),
-        }
+        shown.add_image(&item.path());
     }
     shown.devices = picture.loops_of(item).into_iter().map(device_report).collect();
     shown.uses = picture.uses(item);
-    if let Some(attachment) = picture.attachment(item.id()) {
-        shown.recorded_staged = attachment.staged.as_ref().map(|staged| staged.path.to_string());
-        shown.recorded_published =
-            attachment.published.iter().map(|publication| publication.target.to_string()).collect();
-    }
+    shown.add_attachment(item.id(), picture);
     shown.relatives = relatives(item, all);
     shown.findings = examine(item, settings, picture);
     shown
 }
 
-fn image(item: &Item<'_>) -> io::Result<ImageReport> {
-    let path = item.path();
-    let file = fs::File::open(&path)?;
+/// What is left to see without the record: the folder tells what it is.
+fn show_damaged(one: &Damaged<'_>, picture: &Picture, running: &Running) -> Shown {
+    let folder = one.folder.to_string_lossy().into_owned();
+    let mut shown = bare(ShownKind::Damaged(damaged_report(one)), folder, &[&one.id], running);
+    let image = one.folder.join("image");
+    if image.exists() {
+        shown.add_image(&image);
+        shown.devices = picture.loops_at(&image).into_iter().map(device_report).collect();
+        shown.uses = picture.uses_at(&one.id, &image, true);
+    } else {
+        shown.uses = picture.uses_at(&one.id, &one.folder.join("data"), false);
+    }
+    shown.add_attachment(&one.id, picture);
+    shown.findings = vec![unreadable(one)];
+    shown
+}
+
+impl Shown {
+    fn add_image(&mut self, path: &Path) {
+        match image(path) {
+            Ok(found) => self.image = Some(found),
+            Err(error) => self.image_problem = Some(error_chain(&error)),
+        }
+    }
+
+    fn add_attachment(&mut self, id: &str, picture: &Picture) {
+        if let Some(attachment) = picture.attachment(id) {
+            let published = attachment.published.iter().map(|publication| publication.target.to_string());
+            self.recorded_staged = attachment.staged.as_ref().map(|staged| staged.path.to_string());
+            self.recorded_published = published.collect();
+        }
+    }
+}
+
+fn image(path: &Path) -> io::Result<ImageReport> {
+    let file = fs::File::open(path)?;
     let found = file.metadata()?;
     let (shows, superblock) = match superblock::read(&file)? {
         Signature::Filesystem(superblock) => (Some(superblock.filesystem.as_str().to_owned()), Some(superblock)),

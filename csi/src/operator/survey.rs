@@ -57,9 +57,35 @@ impl Survey {
         volumes.chain(snapshots).collect()
     }
 
+    /// Everything whose record can't be read, by id within each pool.
+    pub(super) fn damaged(&self) -> Vec<Damaged<'_>> {
+        let of = |pool: &'_ Pool| {
+            let mut found = pool.damaged().unwrap_or_default();
+            found.sort();
+            found
+        };
+        let each = self.read().flat_map(|pool| of(pool).into_iter().map(move |found| (pool, found)));
+        each.map(|(pool, (id, reason))| Damaged { pool, folder: folder_of(pool, &id), id, reason }).collect()
+    }
+
     pub(super) fn groups(&self) -> impl Iterator<Item = (&Pool, Arc<GroupRecord>)> {
         self.records()
     }
+}
+
+/// A volume, snapshot or group whose record can't be read.
+pub(super) struct Damaged<'a> {
+    pub(super) pool: &'a Pool,
+    pub(super) id: String,
+    pub(super) folder: PathBuf,
+    pub(super) reason: String,
+}
+
+/// Where what is called so lies, by its name alone; the pool itself if it is gone.
+fn folder_of(pool: &Pool, id: &str) -> PathBuf {
+    let path = &pool.settings.path;
+    let mut places = ["volumes", "snapshots", "groups"].map(|home| path.join(home).join(id)).into_iter();
+    places.find(|place| place.exists()).unwrap_or_else(|| path.clone())
 }
 
 /// Something that has content: a volume or a snapshot.

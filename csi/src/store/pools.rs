@@ -233,7 +233,7 @@ impl Pools {
     }
 
     /// The pools that lie on the same filesystem, this one among them.
-    pub(super) fn on_filesystem_of(&self, pool: &Pool) -> impl Iterator<Item = &Pool> {
+    pub(crate) fn on_filesystem_of(&self, pool: &Pool) -> impl Iterator<Item = &Pool> {
         let device = pool.device();
         self.pools.iter().filter(move |other| other.device() == device)
     }

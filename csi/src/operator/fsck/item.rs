@@ -52,8 +52,12 @@ fn image(item: &Item<'_>, path: &Path, of: &(String, String)) -> Vec<Finding> {
     let bytes = item.bytes();
     if found.len() != bytes {
         let problem = format!("has {} bytes, its record says {bytes}", found.len());
-        let remedy = "if an expansion was interrupted, repeat it; else restore it from a snapshot or a backup";
-        findings.push(Finding::error("image-size", of, problem, remedy));
+        findings.push(if found.len() < bytes {
+            Finding::error("image-size", of, format!("{problem}: its end is lost"), RESTORE)
+        } else {
+            // An expansion grows the image first and the record after that.
+            Finding::warning("image-size", of, problem, "if an expansion was interrupted, repeat it: nothing is lost")
+        });
     }
     let allocated = found.blocks().saturating_mul(512);
     if item.volume().is_some_and(|record| record.provisioning == Provisioning::Thick)

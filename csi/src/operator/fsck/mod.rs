@@ -19,7 +19,7 @@ use crate::StorageSettings;
 
 pub(super) use attached::{deleted_loops, is_nobodys};
 pub(super) use item::examine;
-pub(super) use pool::{driver_uses, is_template};
+pub(super) use pool::{driver_uses, is_template, unreadable};
 
 /// What [`fsck`] looks at.
 #[derive(Clone, Debug, Default)]

@@ -8,7 +8,7 @@ use super::super::{
     Finding, OperatorError,
     df::space,
     picture::Picture,
-    survey::{Survey, is_absent, why},
+    survey::{Damaged, Survey, is_absent, why},
 };
 use crate::{
     StorageSettings,
@@ -54,6 +54,7 @@ pub(super) fn examine(
             }
         }
     }
+    findings.extend(survey.damaged().iter().map(unreadable));
     findings.extend(same_names(survey));
     Ok(findings)
 }
@@ -75,16 +76,6 @@ fn at(pool: &Pool, path: &Path) -> (String, String) {
 
 fn contents(pool: &Pool, root: &HostRoot) -> Result<Vec<Finding>, OperatorError> {
     let mut findings = Vec::new();
-    let mut damaged = pool.damaged().unwrap_or_default();
-    damaged.sort();
-    for (name, reason) in damaged {
-        let place = ["volumes", "snapshots", "groups"].map(|home| pool.settings.path.join(home).join(&name));
-        let place = place.iter().find(|place| place.exists()).unwrap_or(&pool.settings.path);
-        let of = (name, place.display().to_string());
-        let remedy = "its calls fail with FAILED_PRECONDITION; restore its record (docs/formats-storage.md) or, if its \
-                      data isn't needed, remove its folder while the driver is stopped";
-        findings.push(Finding::error("record-unreadable", &of, reason, remedy));
-    }
     for path in pool.strangers()? {
         let problem = "is nothing of the driver's, and is left alone";
         findings.push(Finding::warning("stranger", &at(pool, &path), problem, "move it out of the pool"));
@@ -113,6 +104,13 @@ fn contents(pool: &Pool, root: &HostRoot) -> Result<Vec<Finding>, OperatorError>
         findings.extend(members(pool, &group));
     }
     Ok(findings)
+}
+
+pub(in crate::operator) fn unreadable(damaged: &Damaged<'_>) -> Finding {
+    let of = (damaged.id.clone(), damaged.folder.display().to_string());
+    let remedy = "its calls fail with FAILED_PRECONDITION; restore its record (docs/formats-storage.md) or, if its data \
+                  isn't needed, remove its folder while the driver is stopped";
+    Finding::error("record-unreadable", &of, damaged.reason.as_str(), remedy)
 }
 
 /// A template in the making.

@@ -1,7 +1,7 @@
 //! `keelson storage df`.
 
 use clap::Args;
-use keelson_csi::operator::{PoolReport, df};
+use keelson_csi::operator::{PoolReport, PoolState, df};
 
 use super::{NodeArguments, or_dash, plain, size_or_dash, yes};
 use crate::{
@@ -51,10 +51,24 @@ pub(super) fn run(arguments: &DfArguments) -> Result<(), Failure> {
             ));
         }
     }
+    for (at, pool) in pools.iter().enumerate() {
+        let others = &pool.shares_filesystem_with;
+        if !others.is_empty() && !pools[..at].iter().any(|earlier| others.contains(&earlier.name)) {
+            text.push_str(&format!(
+                "{}, {}: on one filesystem, whose space they share\n",
+                pool.name,
+                others.join(", ")
+            ));
+        }
+    }
     print(&text)
 }
 
 fn columns(pool: &PoolReport) -> [String; 15] {
+    let count = |number: usize| {
+        // Of what isn't there nothing is known.
+        if pool.state == PoolState::Unavailable { "-".to_owned() } else { number.to_string() }
+    };
     let space = |part: fn(&keelson_csi::operator::SpaceReport) -> u64| size_or_dash(pool.space.as_ref().map(part));
     [
         plain(&pool.name),
@@ -66,8 +80,8 @@ fn columns(pool: &PoolReport) -> [String; 15] {
         space(|space| space.promised_bytes),
         space(|space| space.taken_bytes),
         space(|space| space.available_bytes),
-        pool.volumes.to_string(),
-        pool.snapshots.to_string(),
+        count(pool.volumes),
+        count(pool.snapshots),
         yes(pool.shares_blocks).to_owned(),
         yes(pool.enforces_sizes).to_owned(),
         pool.state.as_str().to_owned(),

@@ -4,10 +4,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::{Args, ValueEnum};
 use keelson_csi::operator::{
-    GroupReport, Provision, SnapshotReport, UseKind, UseReport, VolumeReport, groups, snapshots, volumes,
+    GroupReport, Provision, SnapshotReport, UseKind, UseReport, VolumeReport, damaged, groups, snapshots, volumes,
 };
 
-use super::{NodeArguments, or_dash, plain, size, size_or_dash, tell_unread};
+use super::{NodeArguments, or_dash, plain, size, size_or_dash, tell_damaged, tell_unread};
 use crate::{
     command::output::{age, print, print_json, table},
     error::Failure,
@@ -37,6 +37,12 @@ pub(super) fn run(arguments: &ListArguments) -> Result<(), Failure> {
     let settings = arguments.node.settings()?;
     let json = arguments.node.is_json();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let prefix = match arguments.kind {
+        Kind::Volumes => "v1-",
+        Kind::Snapshots => "s1-",
+        Kind::Groups => "g1-",
+    };
+    tell_damaged(damaged(&settings).iter().filter(|one| one.id.starts_with(prefix)));
     match arguments.kind {
         Kind::Volumes => {
             let (found, unread) = volumes(&settings)?;
@@ -109,7 +115,7 @@ fn snapshots_text(found: &[SnapshotReport], now: u64) -> String {
     rows.extend(found.iter().map(|snapshot| {
         [
             plain(&snapshot.id),
-            plain(&snapshot.name),
+            or_dash(Some(&snapshot.name)),
             plain(&snapshot.pool),
             plain(&snapshot.volume),
             size(snapshot.bytes),

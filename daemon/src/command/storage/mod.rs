@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use keelson_csi::{
     StorageSection, StorageSettings,
-    operator::{Finding, Severity},
+    operator::{DamagedReport, Finding, Severity},
 };
 use keelson_host::{HostRoot, Problems};
 
@@ -119,6 +119,16 @@ fn yes(is_so: bool) -> &'static str {
 fn tell_unread(pools: &[String]) {
     for pool in pools {
         eprintln!("keelson: pool {pool} could not be read, so what it holds is missing here; see `keelson storage df`");
+    }
+}
+
+/// Says on standard error what a list lacks because its record can't be read.
+fn tell_damaged<'a>(damaged: impl Iterator<Item = &'a DamagedReport>) {
+    for DamagedReport { id, pool, .. } in damaged {
+        let id = plain(id);
+        eprintln!(
+            "keelson: the record of {id} in pool {pool} can't be read, so it is missing here; see `keelson storage show {id}`"
+        );
     }
 }
 

@@ -47,7 +47,7 @@ fn text(shown: &Shown) -> String {
         ],
         ShownKind::Snapshot(snapshot) => vec![
             row("Snapshot", &snapshot.id),
-            row("Name", &snapshot.name),
+            row("Name", &or_dash(Some(&snapshot.name))),
             row("Pool", &snapshot.pool),
             row("Volume", &snapshot.volume),
             row("Group", &or_dash(snapshot.group.as_deref())),
@@ -55,6 +55,11 @@ fn text(shown: &Shown) -> String {
             row("Content", snapshot.content),
             row("Deleting frees", &size_or_dash(snapshot.exclusive_bytes)),
             row("Shared", &size_or_dash(snapshot.shared_bytes)),
+        ],
+        ShownKind::Damaged(damaged) => vec![
+            row("Damaged", &damaged.id),
+            row("Pool", &damaged.pool),
+            row("Record", &format!("can't be read: {}", damaged.reason)),
         ],
         ShownKind::Group(group) => vec![
             row("Group", &group.id),
@@ -73,7 +78,11 @@ fn text(shown: &Shown) -> String {
     }
     rows.extend(shown.devices.iter().map(|device| row("Loop device", &device_text(device))));
     rows.extend(shown.uses.iter().map(|one| row("Mount", &use_text(one))));
-    let is_volume = matches!(shown.kind, ShownKind::Volume(_));
+    let is_volume = match &shown.kind {
+        ShownKind::Volume(_) => true,
+        ShownKind::Damaged(damaged) => damaged.id.starts_with("v1-"),
+        ShownKind::Snapshot(_) | ShownKind::Group(_) => false,
+    };
     if is_volume {
         rows.push(row("Asked to stage", &or_dash(shown.recorded_staged.as_deref())));
         rows.push(row("Asked to publish", &or_dash(Some(&shown.recorded_published.join(", ")))));
@@ -84,7 +93,7 @@ fn text(shown: &Shown) -> String {
             Relation::Copy => "copy",
             Relation::Family => "same family",
         };
-        let name = relative.name.as_deref().map_or("is gone", |name| name);
+        let name = relative.name.as_deref().map_or("is gone", |name| if name.is_empty() { "unnamed" } else { name });
         row("Relative", &format!("{relation}: {} ({name})", relative.id))
     }));
     match (&shown.operations, &shown.operations_problem) {
