@@ -120,6 +120,7 @@ impl Coded for StoreError {
         match self {
             Self::Io { source, .. } => code_of_io(source),
             Self::Record(error) => error.code(),
+            Self::Unavailable(error) => error.code(),
         }
     }
 }

@@ -68,7 +68,7 @@ fn blank(pool: &Pool) -> PoolReport {
 }
 
 pub(super) fn space(pools: &Pools, pool: &Pool) -> Result<SpaceReport, StoreError> {
-    let room = pools.room(pool)?;
+    let room = pools.room_as_seen(pool)?;
     Ok(SpaceReport {
         total_bytes: room.total,
         free_bytes: room.free,

@@ -119,6 +119,14 @@ impl Ledger {
         }
     }
 
+    /// Enters what was measured once more, as far as it is less.
+    pub(crate) fn lowered(&mut self, key: &str, epoch: u64, again: Figures) {
+        let Some(before) = self.figures(key) else { return };
+        let Figures { exclusive, shared } = again;
+        let least = Figures { exclusive: before.exclusive.min(exclusive), shared: before.shared.min(shared) };
+        self.measured(key, epoch, least);
+    }
+
     /// The figures of an item as they were last measured.
     pub(crate) fn figures(&self, key: &str) -> Option<Figures> {
         self.items.get(key).map(|item| item.figures)
@@ -144,6 +152,12 @@ impl Ledger {
         if let Some(family) = self.families.get_mut(id) {
             family.epoch += 1;
             self.stale.extend(family.members.iter().cloned());
+            // What the last one shared with its relatives says nothing about what it shares with a template.
+            if family.members.len() == 1
+                && let Some(item) = family.members.first().and_then(|key| self.items.get_mut(key))
+            {
+                item.figures = Figures::default();
+            }
         }
         self.settle(id);
     }
@@ -201,8 +215,10 @@ mod tests {
         measure(&mut ledger, "s", 60, 0);
         assert_eq!((ledger.promised(), ledger.taken()), (160, 120));
         ledger.remove("s");
-        assert_eq!((ledger.promised(), ledger.taken()), (100, 60));
+        assert_eq!((ledger.promised(), ledger.taken()), (100, 0));
         assert_eq!(ledger.stale().len(), 1);
+        measure(&mut ledger, "v", 60, 0);
+        assert_eq!((ledger.promised(), ledger.taken()), (100, 60));
     }
 
     #[test]
@@ -243,6 +259,31 @@ mod tests {
         measure(&mut ledger, "v", 0, 40);
         measure(&mut ledger, "s", 0, 40);
         assert_eq!(ledger.taken(), 10);
+    }
+
+    #[test]
+    fn who_is_left_alone_is_measured_as_if_for_the_first_time() {
+        let mut ledger = Ledger::default();
+        ledger.insert("v", "f1", 100, 0);
+        measure(&mut ledger, "v", 60, 0);
+        ledger.insert_cut("s", "v", "f1", 60, 0);
+        measure(&mut ledger, "v", 0, 60);
+        ledger.remove("s");
+        assert_eq!(ledger.figures("v"), Some(Figures::default()));
+    }
+
+    #[test]
+    fn of_two_looks_the_smaller_counts_for_each_item() {
+        let mut ledger = Ledger::default();
+        ledger.insert("v", "f1", 100, 0);
+        ledger.insert("w", "f2", 100, 0);
+        measure(&mut ledger, "v", 60, 0);
+        measure(&mut ledger, "w", 10, 0);
+        let again = |exclusive| Figures { exclusive, shared: 0 };
+        // One discarded what the other wrote.
+        ledger.lowered("v", ledger.epoch_of("v").unwrap(), again(10));
+        ledger.lowered("w", ledger.epoch_of("w").unwrap(), again(60));
+        assert_eq!(ledger.taken(), 20);
     }
 
     #[test]

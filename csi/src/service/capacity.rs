@@ -9,6 +9,7 @@ use super::{
 use crate::{
     error::QueryError,
     policy::{Parameters, Rejected, SizeRange, content_for, includes, largest_volume},
+    store::Pace,
 };
 
 /// What could be promised now, to a volume of these parameters and capabilities: 0 where none can be made.
@@ -36,7 +37,7 @@ pub(super) fn capacity(state: &State, request: &GetCapacityRequest) -> Result<Ge
         state.in_flight.begin_in_turn(format!("the capacity of pool {}", pool.settings.name), "GetCapacity")?;
     let _turn = pool.enter()?;
     pool.check_writable()?;
-    let available = state.pools.room(pool)?.available;
+    let available = state.pools.room(pool)?.available_to(Pace::of(parameters.provisioning));
     let enforced = pool.abilities().enforces_sizes;
     let largest = if enforced { largest_volume(available) } else { available };
     Ok(answer(available, largest, SizeRange::smallest(content, enforced)))

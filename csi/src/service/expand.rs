@@ -165,7 +165,9 @@ fn expand_image(
         let _reservation = reserve(volume, bytes)?;
         if let Err(error) = lengthen(&file, bytes, record.provisioning) {
             // Nobody has seen the new part.
-            let _ = file.set_len(length);
+            if let Err(error) = file.set_len(length) {
+                tracing::warn!(volume = volume.id(), %error, "failed to cut a volume that did not grow back to its size");
+            }
             return Err(StoreError::io("lengthen", &path)(error).into());
         }
         volume.pool.update(VolumeRecord { bytes, ..record.clone() })?;

@@ -317,5 +317,6 @@ fn of_store_error(error: &StoreError) -> PoolFault {
     match error {
         StoreError::Io { source, .. } => of_error(source),
         StoreError::Record(_) => PoolFault::IoErrors,
+        StoreError::Unavailable(error) => error.fault(),
     }
 }

@@ -15,8 +15,8 @@ use keelson_proto::csi::v1::{ControllerModifyVolumeRequest, ControllerModifyVolu
 use super::{State, VolumeError, create::fit, request::required, volume::Volume};
 use crate::{
     kernel::{Discard, KernelError, LoopOptions, Presence, content, loop_device},
-    policy::{Changes, Provisioning, check_map, largest_volume},
-    store::{Lacking, StoreError, VolumeRecord, image},
+    policy::{Changes, Provisioning, check_map},
+    store::{Lacking, Pace, Reservation, StoreError, VolumeRecord, image},
 };
 
 /// Why a volume was not changed.
@@ -56,7 +56,8 @@ pub(super) fn modify(
         ..before.clone()
     };
     if changes.provisioning == Some(Provisioning::Thick) {
-        let image = image_to_fill(&volume)?;
+        // Kept until the space is taken.
+        let (image, _kept) = image_to_fill(&volume)?;
         // From here on the space that it has, it keeps.
         apply(&volume, &presence, &LoopOptions { discard: Discard::Refused, ..volume.loop_options() })?;
         let filled = content::fill_holes(&image, before.bytes).and_then(|()| image.sync_all());
@@ -81,17 +82,12 @@ fn apply(volume: &Volume<'_>, presence: &Presence, options: &LoopOptions) -> Res
     Ok(())
 }
 
-/// The image, if the disk has the space of its holes beside its reserve.
-fn image_to_fill(volume: &Volume<'_>) -> Result<File, ModifyError> {
+/// The image, and the space of its holes, if that is there. It was promised already, but maybe more than there is.
+fn image_to_fill(volume: &Volume<'_>) -> Result<(File, Reservation), ModifyError> {
     let (bytes, path) = (volume.record.bytes, image(&volume.folder));
     let failed = StoreError::io("open", &path);
     let file = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOFOLLOW).open(&path).map_err(&failed)?;
     let taken = file.metadata().map_err(failed)?.blocks().saturating_mul(512);
-    let room = volume.state.pools.room(volume.pool)?;
-    let free = room.free.saturating_sub(room.reserve);
-    if bytes.saturating_sub(taken) > free {
-        let (pool, largest) = (volume.pool.settings.name.clone(), largest_volume(free));
-        return Err(ModifyError::Lacking(Lacking::Space { pool, bytes, largest }));
-    }
-    Ok(file)
+    let kept = volume.state.pools.reserve(volume.pool, bytes, bytes.saturating_sub(taken), Pace::Promised);
+    Ok((file, kept.map_err(ModifyError::Lacking)?))
 }

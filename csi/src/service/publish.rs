@@ -85,6 +85,7 @@ pub(super) fn publish(
     if attachment.staged.is_none() && volume.is_staged_at(&presence, &staging)? {
         // Mounted but not recorded is the volume itself after the state directory was lost.
         attachment.staged = Some(Staged { path: staging.clone(), capability: capability.clone() });
+        volume.adopt();
     }
     let staged = match &attachment.staged {
         Some(staged) if staged.path == staging => staged,

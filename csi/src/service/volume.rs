@@ -159,13 +159,14 @@ impl<'a> Volume<'a> {
     /// Makes it ready to be published: everything that is done once per node.
     pub(super) fn stage(&self, path: &TargetPath, capability: &Capability) -> Result<(), VolumeError> {
         // From here on its space may change.
-        self.pool.attached(&self.record.id);
+        self.adopt();
         let before = self.presence()?;
         let staged = self.try_stage(&before, path, capability);
         if staged.is_err() {
             // The error of the step that failed is the one to tell.
-            if let Err(error) = self.undo_stage(&before, path) {
-                tracing::warn!(volume = %self.record.id, %error, "failed to undo a failed stage");
+            match self.undo_stage(&before, path) {
+                Ok(()) => self.settle_if_gone(),
+                Err(error) => tracing::warn!(volume = %self.record.id, %error, "failed to undo a failed stage"),
             }
         }
         staged
@@ -283,6 +284,18 @@ impl<'a> Volume<'a> {
             tracing::warn!(volume = %self.record.id, left, "others still have a loop device open; it goes when they do");
         }
         Ok(())
+    }
+
+    /// Tells its pool that somebody may write to it.
+    pub(super) fn adopt(&self) {
+        self.pool.attached(&self.record.id);
+    }
+
+    /// Tells its pool that nobody writes to it, if that can be seen.
+    fn settle_if_gone(&self) {
+        if self.presence().is_ok_and(|presence| presence.use_of().is_none()) {
+            self.settle();
+        }
     }
 
     /// Tells its pool that nobody writes to it any more.

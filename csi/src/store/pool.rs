@@ -167,6 +167,8 @@ pub(crate) enum StoreError {
     Io { what: &'static str, path: PathBuf, source: io::Error },
     #[error(transparent)]
     Record(#[from] RecordError),
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
 }
 
 impl StoreError {
@@ -498,6 +500,13 @@ impl Pool {
     /// The number of the filesystem that the pool lies on; none while the pool is unavailable.
     pub(crate) fn device(&self) -> Option<u64> {
         self.lock().as_ref().map(|index| index.device)
+    }
+
+    /// Whether its marker is on the filesystem of this number, so it promises something there even while it is unavailable.
+    pub(super) fn lies_on(&self, device: Option<u64>) -> bool {
+        // Only there is the disk asked: another one may not answer.
+        filesystem::number(&self.settings.path).ok() == device
+            && fs::symlink_metadata(self.settings.path.join(MARKER)).is_ok()
     }
 
     /// Writes to the pool what changes nothing, all the way to the disk.

@@ -26,8 +26,28 @@ pub(crate) struct Pools {
     projects: Mutex<HashMap<u64, Assigning>>,
 }
 
-/// Bytes promised to what is in the making; the lock is held while space is counted.
-type Making = Arc<Mutex<u64>>;
+/// The lock is held while space is counted.
+type Making = Arc<Mutex<InTheMaking>>;
+
+/// Bytes for what is in the making.
+#[derive(Clone, Copy, Debug, Default)]
+struct InTheMaking {
+    promised: u64,
+    /// How many of them are about to be taken.
+    at_once: u64,
+}
+
+impl InTheMaking {
+    fn add(&mut self, other: Self) {
+        self.promised = self.promised.saturating_add(other.promised);
+        self.at_once = self.at_once.saturating_add(other.at_once);
+    }
+
+    fn take_out(&mut self, other: Self) {
+        self.promised = self.promised.saturating_sub(other.promised);
+        self.at_once = self.at_once.saturating_sub(other.at_once);
+    }
+}
 
 /// It can't be told about.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +69,12 @@ pub(crate) enum Lacking {
     Store(#[from] StoreError),
 }
 
+impl From<Unavailable> for Lacking {
+    fn from(error: Unavailable) -> Self {
+        Self::Store(error.into())
+    }
+}
+
 /// When something takes the space that it is promised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pace {
@@ -56,6 +82,8 @@ pub(crate) enum Pace {
     AsWritten,
     /// When it is made.
     AtOnce,
+    /// At once, of what it was promised before.
+    Promised,
 }
 
 impl Pace {
@@ -71,13 +99,12 @@ impl Pace {
 #[derive(Debug)]
 pub(crate) struct Reservation {
     making: Making,
-    bytes: u64,
+    kept: InTheMaking,
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        let mut reserved = lock(&self.making);
-        *reserved = reserved.saturating_sub(self.bytes);
+        lock(&self.making).take_out(self.kept);
     }
 }
 
@@ -96,6 +123,20 @@ pub(crate) struct Room {
     pub(crate) taken: u64,
     /// What can still be promised.
     pub(crate) available: u64,
+    /// What is there for something that takes it at once, however much is promised.
+    pub(crate) at_once: u64,
+}
+
+impl Room {
+    /// What can still be promised to something that takes it at that `pace`.
+    pub(crate) fn available_to(self, pace: Pace) -> u64 {
+        match pace {
+            Pace::AsWritten => self.available,
+            // However much is promised beyond what there is: this has to be there.
+            Pace::AtOnce => self.available.min(self.at_once),
+            Pace::Promised => self.at_once,
+        }
+    }
 }
 
 impl Pools {
@@ -187,44 +228,76 @@ impl Pools {
 
     /// What the pool has, and what of it can still be promised.
     pub(crate) fn room(&self, pool: &Pool) -> Result<Room, StoreError> {
-        let making = self.making(pool);
+        let shared = self.sharing_with(pool)?;
+        let making = self.making(pool)?;
         let reserved = lock(&making);
-        self.count(pool, *reserved)
+        Self::count(pool, &shared, *reserved)
+    }
+
+    /// The same without taking a pool into use: what can't be read counts as promising nothing.
+    pub(crate) fn room_as_seen(&self, pool: &Pool) -> Result<Room, StoreError> {
+        Self::count(pool, &self.on_filesystem_of(pool).collect::<Vec<_>>(), InTheMaking::default())
     }
 
     /// Keeps `needed` bytes for something of `bytes`, which takes them at that `pace`.
     pub(crate) fn reserve(&self, pool: &Pool, bytes: u64, needed: u64, pace: Pace) -> Result<Reservation, Lacking> {
-        let making = self.making(pool);
+        let shared = self.sharing_with(pool)?;
+        let making = self.making(pool)?;
         let mut reserved = lock(&making);
-        let room = self.count(pool, *reserved)?;
-        let available = match pace {
-            Pace::AsWritten => room.available,
-            // However much is promised beyond what there is: this has to be there.
-            Pace::AtOnce => room.available.min(room.free.saturating_sub(room.reserve)),
-        };
+        let room = Self::count(pool, &shared, *reserved)?;
+        let available = room.available_to(pace);
         if needed > available {
             let pool = pool.settings.name.clone();
             return Err(Lacking::Space { pool, bytes, largest: largest_volume(available) });
         }
-        *reserved += needed;
+        let kept = match pace {
+            Pace::AsWritten => InTheMaking { promised: needed, at_once: 0 },
+            Pace::AtOnce => InTheMaking { promised: needed, at_once: needed },
+            Pace::Promised => InTheMaking { promised: 0, at_once: needed },
+        };
+        reserved.add(kept);
         drop(reserved);
-        Ok(Reservation { making, bytes: needed })
+        Ok(Reservation { making, kept })
     }
 
-    /// Promises first, free space second: what a volume takes of its promise in between is then counted twice, and
-    /// never not at all.
-    fn count(&self, pool: &Pool, reserved: u64) -> Result<Room, StoreError> {
-        let (mut promised, mut taken) = (reserved, 0_u64);
-        for other in self.on_filesystem_of(pool) {
-            let (its_promised, its_taken) = other.promises()?;
+    /// What is written to is measured before and after the free space is told, and the smaller counts: what a volume takes
+    /// of its promise meanwhile, or gives back, is then counted twice or not yet as free, and never as free and taken.
+    fn count(pool: &Pool, shared: &[&Pool], reserved: InTheMaking) -> Result<Room, StoreError> {
+        for other in shared {
+            other.promises()?;
+        }
+        let usage = pool.usage()?;
+        let (mut promised, mut taken) = (reserved.promised, 0_u64);
+        for other in shared {
+            let (its_promised, its_taken) = other.promises_again()?;
             promised = promised.saturating_add(its_promised);
             taken = taken.saturating_add(its_taken);
         }
-        let usage = pool.usage()?;
         let (total, free) = (usage.total_bytes, usage.available_bytes);
         let reserve = pool.settings.reserve.bytes_of(total);
         let available = available(free, taken, reserve, promised, pool.settings.overcommit_percent);
-        Ok(Room { total, free, reserve, promised, taken, available })
+        let at_once = free.saturating_sub(reserve).saturating_sub(reserved.at_once);
+        Ok(Room { total, free, reserve, promised, taken, available, at_once })
+    }
+
+    /// The pools that lie on the same filesystem, this one among them.
+    ///
+    /// # Errors
+    ///
+    /// When one of them isn't available: nobody knows what it promises.
+    fn sharing_with(&self, pool: &Pool) -> Result<Vec<&Pool>, Unavailable> {
+        let device = Some(pool.device().ok_or_else(|| pool.lost())?);
+        let mut shared = Vec::new();
+        for other in &self.pools {
+            if other.device().is_none() && other.lies_on(device) {
+                let _turn = other.enter()?;
+                other.check()?;
+            }
+            if other.device() == device {
+                shared.push(other);
+            }
+        }
+        Ok(shared)
     }
 
     /// Tells every pool that the volume may be written to; only the one that holds it will care.
@@ -243,8 +316,8 @@ impl Pools {
     }
 
     /// Pools on one filesystem share its free space.
-    fn making(&self, pool: &Pool) -> Making {
-        let mut ledgers = lock(&self.ledgers);
-        Arc::clone(ledgers.entry(pool.device().unwrap_or_default()).or_default())
+    fn making(&self, pool: &Pool) -> Result<Making, Unavailable> {
+        let device = pool.device().ok_or_else(|| pool.lost())?;
+        Ok(Arc::clone(lock(&self.ledgers).entry(device).or_default()))
     }
 }

@@ -1,6 +1,13 @@
 //! What lies in a pool, in bytes: promised, and taken.
 
-use std::{collections::BTreeMap, fs::File, io, os::unix::fs::MetadataExt, panic::resume_unwind, thread};
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io,
+    os::unix::fs::MetadataExt,
+    panic::resume_unwind,
+    thread,
+};
 
 use super::{
     format::RecordError,
@@ -11,7 +18,7 @@ use super::{
 };
 use crate::{
     kernel::{extents, quota, subvolume},
-    policy::{ContentKind, Figures, Ledger, SnapshotId, charge},
+    policy::{ContentKind, Figures, Ledger, SnapshotId, VolumeId, charge},
 };
 
 /// What a pool promises to something that lies in it.
@@ -109,7 +116,7 @@ pub(super) fn enter_all(pool: &Pool, index: &mut Index) -> Result<(), RecordErro
             ledger.measured(name, 0, Figures { exclusive, shared: 0 });
         }
         let image = pool.volumes().join(name).join("image");
-        match std::fs::metadata(&image) {
+        match fs::metadata(&image) {
             Ok(found) => {
                 ledger.insert(name, name, charge(found.len()), 0);
                 let taken = Figures { exclusive: found.blocks().saturating_mul(512), shared: 0 };
@@ -152,32 +159,63 @@ fn enter_damaged_snapshots(
     Ok(())
 }
 
+/// What a look at a pool is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    First,
+    /// Once more: what a Pod gave back since the first one is no longer taken.
+    Again,
+}
+
 impl Pool {
     /// What was promised to all that lies here, and how much of that is taken at least.
     ///
     /// Only what may have changed is measured: what a Pod can write to, and what shares blocks with something that came
     /// or went.
     pub(crate) fn promises(&self) -> Result<(u64, u64), StoreError> {
-        let attached = lock(&self.attached).clone();
+        self.measure(Look::First)
+    }
+
+    /// As [`Pool::promises`], after the free space was told: of what is written to, what was taken both times counts.
+    pub(super) fn promises_again(&self) -> Result<(u64, u64), StoreError> {
+        self.measure(Look::Again)
+    }
+
+    fn measure(&self, look: Look) -> Result<(u64, u64), StoreError> {
         let changed: Vec<Subject> = {
             let mut index = self.lock();
-            let Some(index) = index.as_mut() else { return Ok((0, 0)) };
-            for id in &attached {
+            let index = index.as_mut().ok_or_else(|| self.lost())?;
+            let mut attached = lock(&self.attached);
+            // Of what was attached when the driver started, all pools were told.
+            attached.retain(|id| index.volumes.get(id).is_some());
+            for id in attached.iter() {
                 index.ledger.touch(id.as_str());
             }
-            let stale = index.ledger.stale();
-            stale.into_iter().filter_map(|(key, epoch)| Subject::find(self, index, key, epoch)).collect()
+            let stale = index.ledger.stale().into_iter();
+            let wanted = stale
+                .filter(|(key, _)| look == Look::First || key.parse().is_ok_and(|id: VolumeId| attached.contains(&id)));
+            wanted.filter_map(|(key, epoch)| Subject::find(self, index, key, epoch)).collect()
         };
         // Figures that are wrong are none; these are told later.
-        let changed = if self.counts() { changed } else { Vec::new() };
+        let counts = self.counts();
+        let changed = if counts { changed } else { Vec::new() };
         // Without the lock: a disk that doesn't answer must not hold up who only looks whether a volume is here.
         let measured = measure_all(self, &changed)?;
         let mut index = self.lock();
-        let Some(index) = index.as_mut() else { return Ok((0, 0)) };
-        for (Subject { key, epoch, .. }, figures) in changed.iter().zip(measured) {
-            index.ledger.measured(key, *epoch, figures);
+        let index = index.as_mut().ok_or_else(|| self.lost())?;
+        for (Subject { key, epoch, .. }, Measured { figures, length }) in changed.iter().zip(measured) {
+            match look {
+                Look::First => index.ledger.measured(key, *epoch, figures),
+                Look::Again => index.ledger.lowered(key, *epoch, figures),
+            }
+            // An interrupted growth leaves an image that is longer than its record says, and can be filled.
+            if let Some(volume) = key.parse().ok().and_then(|id| index.volumes.get(&id)) {
+                let promise = volume.promise(self).max(length.map_or(0, charge));
+                index.ledger.promise(key, promise);
+            }
         }
-        Ok((index.ledger.promised(), index.ledger.taken()))
+        // What the kernel is still counting may be less than what was known.
+        Ok((index.ledger.promised(), if counts { index.ledger.taken() } else { 0 }))
     }
 
     /// What the volume or snapshot of this id takes, as far as it was measured.
@@ -189,8 +227,20 @@ impl Pool {
 /// How many things are worth a thread of their own to be measured. After a start it is all that there is.
 const SHARE: usize = 256;
 
+/// What measuring tells.
+#[derive(Debug)]
+pub(super) struct Measured {
+    pub(super) figures: Figures,
+    /// The length of an image.
+    length: Option<u64>,
+}
+
+impl Measured {
+    const NOTHING: Self = Self { figures: Figures { exclusive: 0, shared: 0 }, length: None };
+}
+
 /// The figures of each.
-fn measure_all(pool: &Pool, subjects: &[Subject]) -> Result<Vec<Figures>, StoreError> {
+fn measure_all(pool: &Pool, subjects: &[Subject]) -> Result<Vec<Measured>, StoreError> {
     let measure = |share: &[Subject]| share.iter().map(|subject| subject.measure(pool)).collect::<Result<Vec<_>, _>>();
     let threads = thread::available_parallelism().map_or(1, usize::from).min(subjects.len().div_ceil(SHARE));
     if threads < 2 {
@@ -233,14 +283,20 @@ impl Subject {
         Some(Self { path: content_path(&folder, kind), project, key, epoch, kind, shared_with_template })
     }
 
-    pub(super) fn measure(&self, pool: &Pool) -> Result<Figures, StoreError> {
+    pub(super) fn measure(&self, pool: &Pool) -> Result<Measured, StoreError> {
         let failed = StoreError::io("measure", &self.path);
-        let found = match std::fs::metadata(&self.path) {
+        let found = match fs::metadata(&self.path) {
             Ok(found) => found,
             // It was deleted meanwhile.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Figures::default()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Measured::NOTHING),
             Err(error) => return Err(failed(error)),
         };
+        let length = self.kind.is_image().then_some(found.len());
+        Ok(Measured { figures: self.figures(pool, &found)?, length })
+    }
+
+    fn figures(&self, pool: &Pool, found: &fs::Metadata) -> Result<Figures, StoreError> {
+        let failed = StoreError::io("measure", &self.path);
         let allocated = found.blocks().saturating_mul(512);
         match self.kind {
             ContentKind::Block | ContentKind::Filesystem(_) => match self.shared_with_template {

@@ -9,10 +9,10 @@ use std::{
 
 use super::settings;
 use crate::{
-    config::PoolKind,
+    config::{PoolKind, PoolSettings},
     policy::{Abilities, Content, Figures, Provisioning, SnapshotId, VolumeId, charge},
     store::{
-        Lacking, LookupError, Pace, Pool, Pools, SnapshotRecord, VolumeRecord,
+        Lacking, LookupError, Pace, Pool, Pools, SnapshotRecord, StoreError, VolumeRecord,
         pool::lock,
         record::Source,
         space::{Subject, promise_of},
@@ -169,9 +169,9 @@ fn what_only_a_template_can_share_with_is_not_mapped_again() {
     image(pool, "pvc-2", 0);
     let subject = find();
     assert_eq!(subject.shared_with_template, Some(4096));
-    assert_eq!(subject.measure(pool).unwrap(), Figures { exclusive: taken, shared: 0 });
+    assert_eq!(subject.measure(pool).unwrap().figures, Figures { exclusive: taken, shared: 0 });
     pretend(pool, |abilities| abilities.shares_blocks = true);
-    assert_eq!(subject.measure(pool).unwrap(), Figures { exclusive: taken - 4096, shared: 4096 });
+    assert_eq!(subject.measure(pool).unwrap().figures, Figures { exclusive: taken - 4096, shared: 4096 });
     // With a relative.
     snapshot(pool, &volume);
     assert_ne!(pool.figures(id), Some(Figures::default()));
@@ -179,7 +179,7 @@ fn what_only_a_template_can_share_with_is_not_mapped_again() {
     // Deleted meanwhile, and a path that can't be looked at.
     let folder = pool.folder(&volume);
     fs::remove_dir_all(&folder).unwrap();
-    assert_eq!(subject.measure(pool).unwrap(), Figures::default());
+    assert_eq!(subject.measure(pool).unwrap().figures, Figures::default());
     fs::write(&folder, "no directory").unwrap();
     assert!(subject.measure(pool).is_err());
 }
@@ -225,4 +225,97 @@ fn what_lies_in_any_pool_is_found_and_listed_in_order() {
     drop(pools);
     let again = self::pools(directory.path());
     assert_eq!(*again.locate::<VolumeRecord>(made[1].1.id.as_str()).unwrap().1, made[1].1);
+}
+
+/// The two pools of images, as a process finds them that starts now; only the first one was looked at.
+fn found_anew(directory: &Path) -> Pools {
+    let of = |name: &str| settings(directory, name, PoolKind::Image);
+    let pools = Pools::new(vec![of("a"), of("b")], &directory.join("state"));
+    pools.named("a").unwrap().check().unwrap();
+    pools
+}
+
+#[test]
+fn a_pool_that_was_not_looked_at_yet_counts_where_it_shares_space() {
+    let directory = tempfile::tempdir().unwrap();
+    let before = pools(directory.path());
+    image(before.named("b").unwrap(), "pvc-1", 0);
+    drop(before);
+    let pools = found_anew(directory.path());
+    assert_eq!(pools.room(pools.named("a").unwrap()).unwrap().promised, charge(BYTES));
+}
+
+#[test]
+fn nothing_is_promised_beside_a_pool_that_nobody_can_look_at() {
+    let directory = tempfile::tempdir().unwrap();
+    let before = pools(directory.path());
+    // Another process has the other pool.
+    before.named("a").unwrap().release();
+    let pools = found_anew(directory.path());
+    let a = pools.named("a").unwrap();
+    let refused = pools.reserve(a, BYTES, 1, Pace::AsWritten);
+    assert!(matches!(refused, Err(Lacking::Store(StoreError::Unavailable(_)))), "{refused:?}");
+    before.named("b").unwrap().release();
+    pools.reserve(a, BYTES, 1, Pace::AsWritten).unwrap();
+}
+
+#[test]
+fn a_pool_that_was_lost_does_not_promise_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let pools = pools(directory.path());
+    let a = pools.named("a").unwrap();
+    *a.lock() = None;
+    assert!(matches!(a.promises(), Err(StoreError::Unavailable(_))));
+    let refused = pools.reserve(a, BYTES, 1, Pace::AsWritten);
+    assert!(matches!(refused, Err(Lacking::Store(StoreError::Unavailable(_)))), "{refused:?}");
+}
+
+#[test]
+fn an_image_that_is_longer_than_its_record_is_promised_its_length() {
+    let directory = tempfile::tempdir().unwrap();
+    let before = pools(directory.path());
+    let (volume, _) = image(before.named("a").unwrap(), "pvc-1", 0);
+    let path = before.named("a").unwrap().folder(&volume).join("image");
+    let file = File::options().write(true).open(&path).unwrap();
+    file.set_len(3 * BYTES).unwrap();
+    drop(before);
+    let pools = found_anew(directory.path());
+    let pool = pools.named("a").unwrap();
+    assert_eq!(pool.promises().unwrap().0, charge(3 * BYTES));
+    pools.attached(&volume.id);
+    file.set_len(BYTES).unwrap();
+    assert_eq!(pool.promises().unwrap().0, charge(BYTES));
+}
+
+#[test]
+fn what_is_attached_is_remembered_only_where_it_lies() {
+    let directory = tempfile::tempdir().unwrap();
+    let pools = pools(directory.path());
+    let [a, b] = ["a", "b"].map(|name| pools.named(name).unwrap());
+    let (volume, _) = image(a, "pvc-1", 0);
+    pools.attached(&volume.id);
+    for pool in [a, b] {
+        pool.promises().unwrap();
+    }
+    assert!(lock(&a.attached).contains(&volume.id) && lock(&b.attached).is_empty());
+}
+
+#[test]
+fn what_is_taken_at_once_is_there_however_much_may_be_promised() {
+    let directory = tempfile::tempdir().unwrap();
+    let of = PoolSettings { overcommit_percent: 1000, ..settings(directory.path(), "a", PoolKind::Image) };
+    let pools = Pools::new(vec![of], &directory.path().join("state"));
+    let pool = pools.named("a").unwrap();
+    pool.check().unwrap();
+    let free = pools.room(pool).unwrap().free;
+    let most = free / 5 * 4;
+    let _thin = pools.reserve(pool, most, free * 2, Pace::AsWritten).unwrap();
+    let thick = pools.reserve(pool, most, most, Pace::AtOnce).unwrap();
+    for pace in [Pace::AtOnce, Pace::Promised] {
+        assert!(matches!(pools.reserve(pool, most, most, pace), Err(Lacking::Space { .. })));
+    }
+    drop(thick);
+    let _filled = pools.reserve(pool, most, most, Pace::Promised).unwrap();
+    assert!(matches!(pools.reserve(pool, most, most, Pace::AtOnce), Err(Lacking::Space { .. })));
+    assert_eq!(pools.room(pool).unwrap().promised, free * 2);
 }
