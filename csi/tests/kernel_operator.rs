@@ -202,16 +202,17 @@ async fn each_damage_is_found_and_a_collection_takes_nothing_that_lives() {
     let place = Place::new();
     place.mount_tmpfs("pool", "size=512m");
     let section = place.section("image");
-    let settings = settings(&place, &section);
+    let mut settings = settings(&place, &section);
+    settings.registration = Some(place.path("registry"));
     let mut driver = Running::start(&place, &section).await;
     let mut ids = Vec::new();
-    for number in 0..6 {
+    for number in 0..7 {
         ids.push(driver.create(request(&format!("pvc-{number}"), 16 * MIB, mounted())).await.unwrap().volume_id);
     }
     driver.stop().await;
     assert_eq!(wrong(&settings), []);
 
-    let [short, gone, empty, damaged, twin, well] = &ids[..] else { panic!("six volumes") };
+    let [short, gone, empty, damaged, twin, well, unread] = &ids[..] else { panic!("seven volumes") };
     // The members of a group have no names, and so have no name twice.
     add_group(&place, well);
     assert_eq!(wrong(&settings), []);
@@ -228,6 +229,12 @@ async fn each_damage_is_found_and_a_collection_takes_nothing_that_lives() {
     let attachments = place.path("state/storage/attachments");
     fs::write(attachments.join(format!("{stale}.json")), attachment.to_string()).unwrap();
     fs::write(attachments.join(format!("{gone}.json")), attachment.to_string()).unwrap();
+    fs::write(attachments.join(format!("{well}.json")), b"{").unwrap();
+    fs::create_dir(place.path("registry")).unwrap();
+    // A socket's file outlives who served it.
+    drop(std::os::unix::net::UnixListener::bind(place.path("registry/gone.example@keelson")).unwrap());
+    // A regular file that can be opened, and whose first bytes are an error: nothing is mapped there.
+    place.bind(&format!("/proc/{}/mem", std::process::id()), &format!("pool/volumes/{unread}/image"));
     fs::create_dir_all(place.path("pool/building/v1-00000000000000000000000000000000")).unwrap();
     fs::write(place.path("pool/building/v1-00000000000000000000000000000000/image"), b"x").unwrap();
     fs::create_dir_all(place.path("pool/templates")).unwrap();
@@ -239,19 +246,34 @@ async fn each_damage_is_found_and_a_collection_takes_nothing_that_lives() {
     let text = json!({"version": 1, "id": group, "name": "group-1", "created": 1,
         "snapshots": ["s1-0123456789abcdef0123456789abcdef"], "pauseMicroseconds": 1});
     fs::write(place.path("pool/groups").join(group).join("group.json"), text.to_string()).unwrap();
+    // A snapshot that the group's record doesn't name.
+    let stranger = "s1-fedcba9876543210fedcba9876543210";
+    let folder = place.path("pool/groups").join(group).join(stranger);
+    fs::create_dir(&folder).unwrap();
+    fs::copy(image(&place, well), folder.join("image")).unwrap();
+    let volume = fs::read(place.path("pool/volumes").join(well).join("volume.json")).unwrap();
+    let volume: Value = serde_json::from_slice(&volume).unwrap();
+    let text = json!({"version": 1, "id": stranger, "name": "", "volume": well, "bytes": 16 << 20, "held": 0, "created": 1,
+        "content": volume["content"], "family": well, "group": group});
+    fs::write(folder.join("snapshot.json"), text.to_string()).unwrap();
 
     let removable = [
         ("attachment-stale", format!("{stale}.json")),
+        ("socket-dead", "gone.example@keelson".to_owned()),
         ("leftover", "v1-00000000000000000000000000000000".to_owned()),
         ("template-invalid", ".half".to_owned()),
         ("template-invalid", "ext4-4096".to_owned()),
     ];
     let mut expected: Vec<(String, String)> = vec![
+        ("attachment-unreadable".to_owned(), format!("{well}.json")),
         ("filesystem-larger".to_owned(), "image".to_owned()),
         ("filesystem-lost".to_owned(), "image".to_owned()),
         ("group-incomplete".to_owned(), group.to_owned()),
+        ("group-stranger".to_owned(), group.to_owned()),
         ("image-missing".to_owned(), "image".to_owned()),
         ("image-size".to_owned(), "image".to_owned()),
+        ("image-size".to_owned(), "image".to_owned()),
+        ("image-unreadable".to_owned(), "image".to_owned()),
         ("record-unreadable".to_owned(), damaged.clone()),
         ("stranger".to_owned(), "notes.txt".to_owned()),
     ];
@@ -285,11 +307,12 @@ async fn each_damage_is_found_and_a_collection_takes_nothing_that_lives() {
     assert_eq!((tree(&place.path("pool")), tree(&place.path("state"))), before, "a dry run changes nothing");
     let done = gc(&settings, GcRequest::default()).unwrap();
     assert_eq!(done.removed, planned.removed);
-    assert_eq!((done.removed.len(), done.skipped.len(), done.failed.len()), (4, 0, 0), "{done:?}");
+    assert_eq!((done.removed.len(), done.skipped.len(), done.failed.len()), (5, 0, 0), "{done:?}");
     assert_eq!(without_twins(wrong(&settings)), stays);
-    assert_eq!(place.volumes().len(), 7, "six volumes and the stranger");
+    assert_eq!(place.volumes().len(), 8, "seven volumes and the stranger");
     assert!(attachments.join(format!("{gone}.json")).exists(), "the record of a volume that is damaged stays");
     assert_eq!(gc(&settings, GcRequest::default()).unwrap().removed, []);
+    place.unmount(&format!("pool/volumes/{unread}/image"));
     // The lock was given back.
     Running::start(&place, &section).await.stop().await;
 }
