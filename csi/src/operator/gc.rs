@@ -140,7 +140,7 @@ fn in_pool(pool: &Pool, root: &HostRoot, request: GcRequest, collected: &mut Col
             Err(reason) => collected.skip("leftover", &path, reason.as_str()),
             Ok(()) => {
                 collected.take(request, "leftover", &path, "half made or half removed, and no driver runs", || {
-                    tree::remove(&path).map_err(|error| error.to_string())
+                    tree::remove(&path).map(drop).map_err(|error| error.to_string())
                 });
             }
         }

@@ -33,17 +33,19 @@ impl Pool {
         let id = record.id().to_string();
         let (folder, grave) = (self.folder(record), self.building().join(&id));
         let _site = Site::open(self, &id);
-        self.rename(&folder, &grave, home(&folder), |index| {
+        lock(&self.leaving).extend(record.project());
+        let renamed = self.rename(&folder, &grave, home(&folder), |index| {
             index.ledger.remove(&id);
             T::table_mut(index).remove(record.id());
-        })?;
-        // As long as something has the id, it is nobody else's.
-        if self.bury(&grave)
-            && let Some(project) = record.project()
-        {
-            self.forget_project(project);
+        });
+        // As long as something has the project, it is nobody else's; what can't be removed keeps it from being taken.
+        let is_gone = renamed.is_ok() && self.bury(&grave);
+        match record.project() {
+            Some(project) if is_gone => self.forget_project(project),
+            Some(project) => drop(lock(&self.leaving).remove(&project)),
+            None => {}
         }
-        Ok(())
+        renamed
     }
 
     /// Unmakes a group with all its snapshots.
@@ -64,13 +66,18 @@ impl Pool {
 
     /// Whether it is gone.
     fn bury(&self, grave: &Path) -> bool {
-        let removed = tree::remove(grave);
-        if let Err(error) = &removed {
-            // Its space comes back when the next scan sweeps it.
-            let path = grave.display();
-            tracing::warn!(pool = self.settings.name, %path, %error, "failed to remove a deleted folder");
+        match tree::remove(grave) {
+            Ok(deleted) => {
+                self.forget_qgroups(&deleted);
+                true
+            }
+            Err(error) => {
+                // Its space comes back when the next scan sweeps it.
+                let path = grave.display();
+                tracing::warn!(pool = self.settings.name, %path, %error, "failed to remove a deleted folder");
+                false
+            }
         }
-        removed.is_ok()
     }
 
     /// Replaces a volume's record, durably. Who calls this holds the volume.
@@ -209,8 +216,9 @@ impl Draft<'_> {
 impl Drop for Draft<'_> {
     fn drop(&mut self) {
         // Once it was committed, there is nothing at this path.
-        if let Err(error) = tree::remove(&self.folder) {
-            tracing::warn!(path = %self.folder.display(), %error, "failed to remove what was half made");
+        match tree::remove(&self.folder) {
+            Ok(deleted) => self.site.pool.forget_qgroups(&deleted),
+            Err(error) => tracing::warn!(path = %self.folder.display(), %error, "failed to remove what was half made"),
         }
     }
 }

@@ -21,13 +21,16 @@ use crate::{
     config::PoolKind,
     kernel::{
         quota::{self, Enforcement, Limits, Quota},
-        subvolume::{self, QuotaKind, Support},
+        subvolume::{self, QuotaKind, Removal, SubvolumeId, Support},
     },
     policy::{ContentKind, PROJECTS, free_project, leaked_projects},
 };
 
 /// The name of the subvolume in `building` that is made to see whether one can be.
 const SCRATCH: &str = "probe";
+
+/// How many qgroups of deleted subvolumes are tried at a time: the kernel removes most itself, and frees some late.
+const MOST_QGROUPS: usize = 16;
 
 impl Pools {
     /// Limits a volume in the making, in `folder`, to what its record says, where the pool's filesystem can do that.
@@ -82,7 +85,7 @@ impl Pool {
         limited.map_err(StoreError::io("limit", &content))
     }
 
-    /// Forgets the limits of a volume whose content is gone.
+    /// Forgets the limits of a volume whose content is gone; until then its project is nobody else's.
     pub(super) fn forget_project(&self, project: u32) {
         let cleared =
             File::open(&self.settings.path).and_then(|top| quota::clear(top, project).map_err(|error| error.source));
@@ -90,11 +93,42 @@ impl Pool {
             // The next scan does it.
             tracing::warn!(pool = self.settings.name, project, %error, "failed to clear the limits of a project");
         }
+        lock(&self.leaving).remove(&project);
     }
 
-    fn projects(&self) -> Vec<u32> {
+    /// Remembers subvolumes that were deleted, and removes the qgroups of those that the kernel has freed since. Those of
+    /// others are never touched: who made them may have a use for them.
+    pub(super) fn forget_qgroups(&self, deleted: &[SubvolumeId]) {
+        let due: Vec<SubvolumeId> = {
+            let mut all = lock(&self.deleted);
+            all.extend(deleted);
+            let count = all.len().min(MOST_QGROUPS.max(deleted.len()));
+            all.drain(..count).collect()
+        };
+        if due.is_empty() {
+            return;
+        }
+        let Ok(top) = File::open(&self.settings.path) else {
+            lock(&self.deleted).extend(due);
+            return;
+        };
+        for id in due {
+            match subvolume::remove_qgroup(&top, id) {
+                Ok(Removal::Gone) => {}
+                Ok(Removal::InUse) => lock(&self.deleted).push_back(id),
+                Err(error) => {
+                    let error = keelson_host::error_chain(&error);
+                    tracing::warn!(pool = self.settings.name, error, "a qgroup of no subvolume stays");
+                }
+            }
+        }
+    }
+
+    pub(super) fn projects(&self) -> Vec<u32> {
+        // Whoever leaves has entered the latter before the index loses it.
         let index = self.lock();
-        index.iter().flat_map(|index| index.volumes.iter()).filter_map(|volume| volume.project).collect()
+        let recorded = index.iter().flat_map(|index| index.volumes.iter()).filter_map(|volume| volume.project);
+        recorded.chain(lock(&self.leaving).iter().copied()).collect()
     }
 
     /// Whether subvolumes can be made, by making one.
@@ -168,7 +202,8 @@ impl Pool {
         let look = || -> Result<bool, subvolume::SubvolumeError> {
             let Ok(top) = File::open(&self.settings.path) else { return Ok(false) };
             let Some(state) = subvolume::quota_state(&top)? else { return Ok(false) };
-            if state.inconsistent && !state.counting {
+            // Only who uses the pool changes something there.
+            if state.inconsistent && !state.counting && self.is_claimed() {
                 subvolume::count_anew(&top)?;
                 tracing::info!(pool = self.settings.name, "the kernel counts the space of all subvolumes anew");
             }
@@ -206,12 +241,8 @@ impl Pool {
         let top = File::open(&self.settings.path)?;
         match self.settings.kind {
             PoolKind::Image => {}
-            PoolKind::Subvolume => {
-                for id in subvolume::stale_qgroups(&top).map_err(|error| error.source)? {
-                    // One that is still being freed is swept another time.
-                    subvolume::remove_qgroup(&top, id).map_err(|error| error.source)?;
-                }
-            }
+            // What was deleted right before the kernel has freed only some of.
+            PoolKind::Subvolume => self.forget_qgroups(&[]),
             PoolKind::Directory => {
                 let recorded: Vec<u32> = index.volumes.iter().filter_map(|volume| volume.project).collect();
                 let known = quota::projects(&top, PROJECTS).map_err(|error| error.source)?;

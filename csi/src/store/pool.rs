@@ -12,7 +12,7 @@
 //! ```
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, VecDeque},
     fs::{self, DirBuilder, File},
     io,
     os::unix::fs::{DirBuilderExt, MetadataExt},
@@ -36,7 +36,7 @@ use crate::{
     config::{PoolKind, PoolSettings},
     kernel::{
         filesystem, reflink,
-        subvolume::{self, SubvolumeError},
+        subvolume::{self, SubvolumeError, SubvolumeId},
         superblock::Head,
     },
     policy::{Abilities, FilesystemType, PoolFault, VolumeId},
@@ -67,6 +67,10 @@ pub(crate) struct Pool {
     pub(super) abilities: Mutex<Option<Abilities>>,
     /// The volumes that a Pod, or somebody else, may be writing to.
     pub(super) attached: Mutex<HashSet<VolumeId>>,
+    /// Projects of deleted volumes whose limits are still to be cleared: nobody else's until then.
+    pub(super) leaving: Mutex<HashSet<u32>>,
+    /// Deleted subvolumes whose qgroups may be there still.
+    pub(super) deleted: Mutex<VecDeque<SubvolumeId>>,
     /// Held while a template is made.
     pub(super) making_template: Mutex<()>,
     /// Whether its filesystem was read-only when it was last used: so a failing disk ends up.
@@ -227,6 +231,8 @@ impl Pool {
             making_template: Mutex::default(),
             abilities: Mutex::default(),
             attached: Mutex::default(),
+            leaving: Mutex::default(),
+            deleted: Mutex::default(),
             read_only: AtomicBool::default(),
             claim: Mutex::default(),
         }
@@ -245,9 +251,7 @@ impl Pool {
         checked.map_err(|source| {
             // What was known may be wrong when the disk is back.
             *self.lock() = None;
-            if lock(&self.sites).is_empty() {
-                self.release();
-            }
+            self.release_if_alone();
             self.unavailable(source)
         })
     }
@@ -389,6 +393,20 @@ impl Pool {
     /// Lets other processes use the pool.
     pub(crate) fn release(&self) {
         *lock(&self.claim) = None;
+    }
+
+    /// Lets other processes use the pool, unless calls other than this one's are at work on it.
+    fn release_if_alone(&self) {
+        // Who enters later looks for the claim after this, as the lock is held, and finds none.
+        let mut claim = lock(&self.claim);
+        if self.turns.load(Ordering::Acquire) <= 1 && lock(&self.sites).is_empty() {
+            *claim = None;
+        }
+    }
+
+    /// Whether no other process uses the pool, as this one does.
+    pub(super) fn is_claimed(&self) -> bool {
+        lock(&self.claim).is_some()
     }
 
     /// Gives the pool up to other processes, for good, unless a call is at work on it. Gives whether that is so.

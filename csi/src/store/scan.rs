@@ -81,7 +81,10 @@ impl Pool {
             }
             let (pool, path) = (&self.settings.name, path.as_path());
             match tree::remove(path) {
-                Ok(()) => tracing::info!(pool, path = %path.display(), "swept what was half made or half removed"),
+                Ok(deleted) => {
+                    tracing::info!(pool, path = %path.display(), "swept what was half made or half removed");
+                    self.forget_qgroups(&deleted);
+                }
                 // Its space is lost until it can be removed, and nothing else.
                 Err(error) => tracing::error!(pool, path = %path.display(), %error, "failed to sweep"),
             }

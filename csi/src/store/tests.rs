@@ -8,7 +8,7 @@ use std::{fs, os::unix::fs::MetadataExt, path::Path, sync::Barrier, thread};
 use super::{Lookup, Pool, VolumeRecord, pool::lock};
 use crate::{
     config::{PoolKind, PoolSettings},
-    policy::{Content, Provisioning, Reserve, VolumeId},
+    policy::{Content, PoolFault, Provisioning, Reserve, VolumeId},
 };
 
 /// A pool of directories in a directory of its own.
@@ -81,6 +81,42 @@ fn a_pool_is_used_by_one_process_until_it_is_released() {
     one.release();
     other.check().unwrap();
     one.check().unwrap_err();
+}
+
+#[test]
+fn a_failed_check_gives_the_pool_up_unless_another_call_is_at_work_on_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let (one, other) = (pool(directory.path()), pool(directory.path()));
+    one.check().unwrap();
+    let fail = || {
+        let away = directory.path().join("away");
+        fs::rename(&one.settings.path, &away).unwrap();
+        one.check().unwrap_err();
+        fs::rename(&away, &one.settings.path).unwrap();
+    };
+    let (own, second) = (one.enter().unwrap(), one.enter().unwrap());
+    fail();
+    assert!(matches!(other.check().unwrap_err().fault(), PoolFault::InUse));
+    drop(second);
+    fail();
+    other.check().unwrap();
+    drop(own);
+}
+
+#[test]
+fn a_project_is_nobody_elses_until_its_limits_are_cleared() {
+    let directory = tempfile::tempdir().unwrap();
+    let pool = pool(directory.path());
+    pool.check().unwrap();
+    let record = VolumeRecord { project: Some(9), ..record(&VolumeId::generate()) };
+    pool.build(record.id.as_str()).unwrap().commit(record.clone(), None).unwrap();
+    assert_eq!(pool.projects(), [9]);
+    lock(&pool.leaving).insert(7);
+    assert_eq!(pool.projects(), [9, 7]);
+    pool.forget_project(7);
+    assert_eq!(pool.projects(), [9]);
+    pool.remove(&record).unwrap();
+    assert!(pool.projects().is_empty());
 }
 
 #[test]

@@ -30,8 +30,8 @@ use std::{
 use rustix::fs::{FileType, Mode, OFlags, Stat};
 
 pub(crate) use qgroup::{
-    Figures, QuotaKind, count_anew, enable_quota, figures, figures_at, quota_state, remove_qgroup, set_limit,
-    stale_qgroups, usage,
+    Figures, QuotaKind, Removal, count_anew, enable_quota, figures, figures_at, quota_state, remove_qgroup, set_limit,
+    usage,
 };
 
 /// include/uapi/linux/magic.h: `BTRFS_SUPER_MAGIC`
@@ -179,9 +179,16 @@ pub(crate) fn count_nested(subvolume: impl AsFd) -> Result<usize, SubvolumeError
 ///
 /// What lies in it is deleted by its id, so no path is followed that somebody may change meanwhile.
 pub(crate) fn delete(directory: impl AsFd, name: &str) -> Result<Option<SubvolumeId>, SubvolumeError> {
+    Ok(delete_all(directory, name)?.first().copied())
+}
+
+/// The same, and also says which lay in it.
+pub(crate) fn delete_all(directory: impl AsFd, name: &str) -> Result<Vec<SubvolumeId>, SubvolumeError> {
     let directory = directory.as_fd();
-    let Some(id) = find(directory, name)? else { return Ok(None) };
-    for inner in nested(directory, id)?.into_iter().rev() {
+    let Some(id) = find(directory, name)? else { return Ok(Vec::new()) };
+    let mut all = vec![id];
+    all.extend(nested(directory, id)?);
+    for inner in all.iter().skip(1).rev() {
         match sys::delete_by_id(directory, inner.0) {
             Err(error) if !is_gone(&error) => return Err(failed("delete", inner)(error)),
             _ => {}
@@ -189,7 +196,7 @@ pub(crate) fn delete(directory: impl AsFd, name: &str) -> Result<Option<Subvolum
     }
     match sys::delete(directory, name) {
         Err(error) if !is_gone(&error) => Err(failed("delete the subvolume", name)(error)),
-        _ => Ok(Some(id)),
+        _ => Ok(all),
     }
 }
 

@@ -170,20 +170,6 @@ pub(crate) fn remove_qgroup(file: impl AsFd, id: SubvolumeId) -> Result<Removal,
     }
 }
 
-/// The qgroups of subvolumes that are no more.
-pub(crate) fn stale_qgroups(file: impl AsFd) -> Result<Vec<SubvolumeId>, SubvolumeError> {
-    let file = file.as_fd();
-    let failed = failed("list", "the qgroups");
-    let mut stale = Vec::new();
-    for info in items(file, sys::QGROUP_INFO, sys::FIRST_FREE, usize::MAX).map_err(&failed)? {
-        // Its upper 16 bits are the level; those above 0 aren't a subvolume's.
-        if info.offset >> 48 == 0 && !exists(file, info.offset).map_err(&failed)? {
-            stale.push(SubvolumeId(info.offset));
-        }
-    }
-    Ok(stale)
-}
-
 /// The item of one qgroup in the quota tree.
 fn one(file: BorrowedFd<'_>, kind: u32, qgroup: u64) -> io::Result<Option<sys::Item>> {
     Ok(items(file, kind, qgroup, 1)?.into_iter().find(|item| item.offset == qgroup))
