@@ -182,7 +182,7 @@ impl<'a> Item<'a> {
 
 /// Why a pool can't be used, without its name and path, which who asks has said already.
 pub(super) fn why(unavailable: &Unavailable) -> String {
-    std::error::Error::source(unavailable).map_or_else(|| unavailable.to_string(), |source| error_chain(source))
+    std::error::Error::source(unavailable).map_or_else(|| unavailable.to_string(), error_chain)
 }
 
 pub(super) fn is_absent(path: &Path) -> bool {
