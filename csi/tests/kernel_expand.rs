@@ -155,6 +155,19 @@ async fn a_small_btrfs_grows_to_what_the_kernel_takes_or_not_at_all() {
         wish
     };
     expect_code(driver.create(copy("pvc-2", 200 * MIB)).await, Code::OutOfRange);
+    let mut other = of("btrfs", "pvc-1", 128 * MIB);
+    other.mutable_parameters.insert("provisioning".to_owned(), "thick".to_owned());
+    let status = expect_code(driver.create(other).await, Code::AlreadyExists);
+    assert!(status.message().contains("it is thin, not thick"), "{status:?}");
+    let status = expect_code(driver.create(copy("pvc-1", 0)).await, Code::AlreadyExists);
+    assert!(status.message().contains(&format!("made from nothing, not {id}")), "{status:?}");
+    let status = expect_code(driver.create(of("btrfs", "pvc-1", 130 * MIB)).await, Code::AlreadyExists);
+    assert!(status.message().contains(&format!("not at least {}", 130 * MIB)), "{status:?}");
+    driver.stage(&id, &staging, mounted_as("btrfs")).await.unwrap();
+    let other = mounted_with(&[], Mode::SingleNodeMultiWriter);
+    let status = expect_code(driver.stage(&id, &staging, other).await, Code::AlreadyExists);
+    assert!(status.message().contains("a mount of btrfs as SINGLE_NODE_WRITER, not a mount as"), "{status:?}");
+    driver.unstage(&id, &staging).await.unwrap();
     let status = expect_code(driver.create(copy("pvc-2", 160 * MIB)).await, Code::OutOfRange);
     assert!(status.message().contains("btrfs"), "{status:?}");
     let copied = driver.create(copy("pvc-2", 0)).await.unwrap();

@@ -232,6 +232,20 @@ impl Capability {
         }
     }
 
+    /// How it differs from `wanted`, where they aren't the same. Mount options, which may be secret, are only named.
+    pub(crate) fn difference(&self, wanted: &Self) -> String {
+        let access = |capability: &Self| match &capability.access {
+            Access::Block => "a block device".to_owned(),
+            Access::Mount { filesystem, .. } if filesystem.is_empty() => "a mount".to_owned(),
+            Access::Mount { filesystem, .. } => format!("a mount of {filesystem}"),
+        };
+        let words = |capability: &Self| format!("{} as {}", access(capability), capability.mode.as_str());
+        match (words(self), words(wanted)) {
+            (has, wanted) if has == wanted => "other mount options".to_owned(),
+            (has, wanted) => format!("{has}, not {wanted}"),
+        }
+    }
+
     /// Whether nothing may be written through this publication.
     pub(crate) fn is_read_only(&self) -> bool {
         self.mode == AccessMode::ReaderOnly

@@ -5,6 +5,8 @@ use std::{collections::BTreeMap, ops::RangeInclusive, time::Duration};
 use keelson_host::Problem;
 use serde::{Deserialize, Serialize};
 
+use super::FilesystemType;
+
 /// The keys that Kubernetes' own sidecars add or consume: `csi.storage.k8s.io/pvc/name` and the like.
 const RESERVED_PREFIX: &str = "csi.storage.k8s.io/";
 
@@ -23,6 +25,14 @@ pub(crate) enum Provisioning {
 }
 
 impl Provisioning {
+    /// As classes spell it.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Thin => "thin",
+            Self::Thick => "thick",
+        }
+    }
+
     /// The way of that name, as classes spell it.
     pub(crate) fn named(name: &str) -> Option<Self> {
         match name {
@@ -55,7 +65,15 @@ impl Parameters {
                         Problem::new("parameters[provisioning]", value, "is unknown", "use thin or thick")
                     })?;
                 }
-                "csi.storage.k8s.io/fstype" => parsed.filesystem = Some(value.clone()),
+                "csi.storage.k8s.io/fstype" => {
+                    if !value.is_empty() && FilesystemType::named(value).is_none() {
+                        let offered = FilesystemType::ALL.map(FilesystemType::as_str).join(", ");
+                        let (at, remedy) =
+                            (format!("parameters[{key}]"), format!("use one of {offered}, or leave it out"));
+                        return Err(Problem::new(at, value, "is not offered", remedy));
+                    }
+                    parsed.filesystem = Some(value.clone());
+                }
                 _ if key.starts_with(RESERVED_PREFIX) => {}
                 _ => {
                     let at = format!("parameters[{key}]");
@@ -165,7 +183,7 @@ mod tests {
     #[test]
     fn ways_of_provisioning_have_names() {
         for (way, name) in [(Provisioning::Thin, "thin"), (Provisioning::Thick, "thick")] {
-            assert_eq!(Provisioning::named(name), Some(way));
+            assert_eq!((Provisioning::named(name), way.as_str()), (Some(way), name));
         }
         assert_eq!(Provisioning::named("Thin"), None);
     }
@@ -173,6 +191,9 @@ mod tests {
     #[test]
     fn anything_else_is_refused_by_name() {
         assert_eq!(parse(&[("pol", "x")]).unwrap_err().path, "parameters[pol]");
+        let key = "csi.storage.k8s.io/fstype";
+        assert_eq!(parse(&[(key, "ntfs")]).unwrap_err().path, format!("parameters[{key}]"));
+        assert!(parse(&[(key, "")]).is_ok());
         assert_eq!(parse(&[("provisioning", "fat")]).unwrap_err().value, "fat");
         assert!(parse(&[("pool", &"x".repeat(4093))]).is_err());
         assert!(parse(&[("pool", &"x".repeat(4092))]).is_ok());

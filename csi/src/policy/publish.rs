@@ -13,6 +13,17 @@ pub(crate) struct Publication {
     pub(crate) read_only: bool,
 }
 
+impl Publication {
+    /// How it differs from `wanted` at the same path.
+    pub(crate) fn difference(&self, wanted: &Self) -> String {
+        let name = |read_only| if read_only { "read-only" } else { "for writing" };
+        if self.read_only != wanted.read_only {
+            return format!("{}, not {}", name(self.read_only), name(wanted.read_only));
+        }
+        self.capability.difference(&wanted.capability)
+    }
+}
+
 /// What to do.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Verdict<'a> {
@@ -20,8 +31,8 @@ pub(crate) enum Verdict<'a> {
     Proceed,
     /// It is published just so.
     Done,
-    /// ALREADY_EXISTS: it is published there in another way.
-    Different,
+    /// ALREADY_EXISTS: it is published there in another way, this one.
+    Different(&'a Publication),
     /// FAILED_PRECONDITION: it is published there, and it may be published only once.
     Elsewhere(&'a TargetPath),
 }
@@ -36,7 +47,7 @@ pub(crate) enum Verdict<'a> {
 /// `existing` is what is published in truth: recorded, and still mounted.
 pub(crate) fn second_publish<'a>(existing: &'a [Publication], wanted: &Publication) -> Verdict<'a> {
     if let Some(same) = existing.iter().find(|publication| publication.target == wanted.target) {
-        return if same == wanted { Verdict::Done } else { Verdict::Different };
+        return if same == wanted { Verdict::Done } else { Verdict::Different(same) };
     }
     let shared = |publication: &Publication| publication.capability.mode == AccessMode::MultiWriter;
     match existing.iter().find(|publication| !(shared(publication) && shared(wanted))) {
@@ -82,13 +93,24 @@ mod tests {
             assert_eq!(second_publish(&[], &existing[0]), Verdict::Proceed);
             assert_eq!(second_publish(&existing, &existing[0]), Verdict::Done);
             let differently = publication("/a", mode, mount("", &[]), true);
-            assert_eq!(second_publish(&existing, &differently), Verdict::Different);
+            assert_eq!(second_publish(&existing, &differently), Verdict::Different(&existing[0]));
             let other_flags = publication("/a", mode, mount("", &["noexec"]), false);
-            assert_eq!(second_publish(&existing, &other_flags), Verdict::Different);
+            assert_eq!(second_publish(&existing, &other_flags), Verdict::Different(&existing[0]));
             let elsewhere = publication("/b", mode, mount("", &[]), false);
             let expected = if mode == MultiWriter { Verdict::Proceed } else { Verdict::Elsewhere(&existing[0].target) };
             assert_eq!(second_publish(&existing, &elsewhere), expected, "{mode:?}");
         }
+    }
+
+    #[test]
+    fn a_difference_names_what_is_and_what_was_asked_but_no_mount_option() {
+        use AccessMode::{MultiWriter, Writer};
+        let one = publication("/a", Writer, mount("xfs", &["secret=1"]), false);
+        let differs = |mode, access, read_only| one.difference(&publication("/a", mode, access, read_only));
+        assert_eq!(differs(Writer, mount("xfs", &["secret=2"]), false), "other mount options");
+        assert_eq!(differs(Writer, mount("xfs", &["secret=1"]), true), "for writing, not read-only");
+        let expected = "a mount of xfs as SINGLE_NODE_WRITER, not a block device as SINGLE_NODE_MULTI_WRITER";
+        assert_eq!(differs(MultiWriter, Access::Block, false), expected);
     }
 
     #[test]

@@ -236,7 +236,8 @@ fn validate(
             return refuse(format!("the volume is in pool {}, not {name}", pool.settings.name));
         }
         Ok(parameters) if !request.parameters.is_empty() && parameters.provisioning != record.provisioning => {
-            return refuse("the volume is provisioned otherwise".to_owned());
+            let (has, wanted) = (record.provisioning.as_str(), parameters.provisioning.as_str());
+            return refuse(format!("the volume is {has}, not {wanted}"));
         }
         Ok(_) => {}
     }

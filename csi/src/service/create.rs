@@ -145,7 +145,9 @@ fn plan<'a>(state: &'a State, wish: &Wish, origin: Option<&'a Origin<'a>>) -> Re
     let provisioning = wish.provisioning();
     if provisioning == Provisioning::Thick && !kind.is_image() {
         let remedy = "a directory takes no space of its own; leave it out or use a pool of kind image";
-        return Err(Problem::new("parameters[provisioning]", "thick", "is not offered by this pool", remedy).into());
+        let at = if wish.changes.provisioning.is_some() { "mutable_parameters" } else { "parameters" };
+        let at = format!("{at}[provisioning]");
+        return Err(Problem::new(at, "thick", "is not offered by this pool", remedy).into());
     }
     fit(&wish.changes, kind, pool.abilities())?;
     let enforced = pool.abilities().enforces_sizes;
@@ -243,16 +245,24 @@ impl Wish {
             return Some(format!("in pool {}, not {wanted}", pool.settings.name));
         }
         if self.provisioning() != existing.provisioning {
-            return Some("it is provisioned otherwise".to_owned());
+            let (has, wanted) = (existing.provisioning.as_str(), self.provisioning().as_str());
+            return Some(format!("it is {has}, not {wanted}"));
         }
         match (&self.source, &existing.source) {
             (None, None) => {}
             (Some(wanted), Some(source)) if wanted.is(source) => {}
-            (_, Some(source)) => return Some(format!("it was made from {}", source.as_str())),
-            (_, None) => return Some("it was made from nothing".to_owned()),
+            (wanted, source) => {
+                let source = source.as_ref().map_or("nothing", Source::as_str);
+                return Some(format!(
+                    "it was made from {source}, not {}",
+                    wanted.as_ref().map_or("nothing", Wanted::id)
+                ));
+            }
         }
         if !self.range.admits(existing.bytes) {
-            return Some(format!("with {} bytes, outside of capacity_range", existing.bytes));
+            let SizeRange { required, limit } = self.range;
+            let limit = limit.map_or_else(String::new, |limit| format!(" and at most {limit}"));
+            return Some(format!("with {} bytes, not at least {required}{limit}", existing.bytes));
         }
         self.capabilities.iter().find_map(|capability| capability.fits(existing.content.kind()).err())
     }

@@ -72,6 +72,12 @@ impl Wanted {
         }
     }
 
+    pub(super) fn id(&self) -> &str {
+        match self {
+            Self::Volume(id) | Self::Snapshot(id) => id,
+        }
+    }
+
     /// Whether it is what a volume was made from.
     pub(super) fn is(&self, source: &Source) -> bool {
         match (self, source) {

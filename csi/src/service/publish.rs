@@ -30,8 +30,8 @@ pub(crate) enum PublishError {
     Unfit { id: String, reason: String },
     #[error("volume {id} is not staged at {path}; stage it first")]
     NotStaged { id: String, path: TargetPath },
-    #[error("volume {id} is published at {target} in another way")]
-    Different { id: String, target: TargetPath },
+    #[error("volume {id} is published at {target} in another way: {difference}")]
+    Different { id: String, target: TargetPath, difference: String },
     #[error("volume {id} is published at {target}, and only SINGLE_NODE_MULTI_WRITER allows a second place")]
     Elsewhere { id: String, target: TargetPath },
 }
@@ -77,7 +77,10 @@ pub(super) fn publish(
     match second_publish(&attachment.published, &wanted) {
         Verdict::Proceed => {}
         Verdict::Done => return Ok(NodePublishVolumeResponse {}),
-        Verdict::Different => return Err(PublishError::Different { id: id.to_owned(), target }),
+        Verdict::Different(existing) => {
+            let difference = existing.difference(&wanted);
+            return Err(PublishError::Different { id: id.to_owned(), target, difference });
+        }
         Verdict::Elsewhere(other) => {
             return Err(PublishError::Elsewhere { id: id.to_owned(), target: other.clone() });
         }

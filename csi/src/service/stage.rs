@@ -28,8 +28,8 @@ pub(crate) enum StageError {
     Volume(#[from] VolumeError),
     #[error("volume {id} can't be used so: {reason}")]
     Unfit { id: String, reason: String },
-    #[error("volume {id} is staged at {path} with another capability")]
-    Different { id: String, path: TargetPath },
+    #[error("volume {id} is staged at {path} with another capability: {difference}")]
+    Different { id: String, path: TargetPath, difference: String },
     #[error("volume {id} is staged at {path}; unstage it there first")]
     Elsewhere { id: String, path: TargetPath },
     #[error("staging_target_path {path} is not a directory; the caller must make it")]
@@ -73,7 +73,10 @@ pub(super) fn stage(state: &State, request: &NodeStageVolumeRequest) -> Result<N
                 volume.grow_if_smaller(&staging)?;
                 Ok(NodeStageVolumeResponse {})
             }
-            (true, false) => Err(StageError::Different { id: id.to_owned(), path: staging }),
+            (true, false) => {
+                let difference = before.difference(&capability);
+                Err(StageError::Different { id: id.to_owned(), path: staging, difference })
+            }
             (false, _) => Err(StageError::Elsewhere { id: id.to_owned(), path: path.clone() }),
         };
     }
