@@ -257,6 +257,14 @@ impl PoolSection {
                 "use 100 to promise what there is, and at most 10000",
             ));
         }
+        if self.unenforced_sizes && self.kind == PoolKind::Image {
+            problems.push(Problem::new(
+                format!("{at}.unenforcedSizes"),
+                true,
+                "is not for images, whose sizes are always enforced",
+                "leave it out, or use kind directory",
+            ));
+        }
         let path_problem = |wrong: String, remedy: &str| {
             Problem::new(format!("{at}.path"), self.path.display(), wrong, remedy.to_owned())
         };

@@ -133,6 +133,11 @@ fn what_is_wrong_with_a_pool_is_named_by_its_key() {
         "storage.pools[0].overcommitPercent",
         "is out of range",
     );
+    check_pool(
+        &json!({"name": "p", "path": "TOP/good", "unenforcedSizes": true, "allowSharedFilesystem": true}),
+        "storage.pools[0].unenforcedSizes",
+        "is not for images",
+    );
 }
 
 #[test]

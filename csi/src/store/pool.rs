@@ -438,7 +438,7 @@ impl Pool {
                 pool,
                 reason,
                 told,
-                "NOTHING ENFORCES THE SIZES OF THIS POOL'S VOLUMES: each can fill the disk"
+                "NOTHING ENFORCES THE SIZES OF THIS POOL'S VOLUMES: each can fill the disk, for the other pools on it too"
             );
         }
         Ok(Abilities { kind, shares_blocks, enforces_sizes: limits.is_ok() })
