@@ -1,5 +1,5 @@
 //! Two thousand calls at 64 at once, by clients that lose patience, to a driver that is killed and restarted meanwhile:
-//! afterwards the pool, the kernel and the listing agree, and all data is what was written.
+//! afterwards the pool, the kernel and the listing agree, and all data is what was written, in snapshots and copies too.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -27,8 +27,11 @@ use common::{
     publication, request,
 };
 use keelson_proto::csi::v1::{
-    DeleteVolumeRequest, GetCapacityRequest, ListVolumesRequest, NodeStageVolumeRequest, NodeUnpublishVolumeRequest,
-    NodeUnstageVolumeRequest, VolumeCapability,
+    CapacityRange, CreateSnapshotRequest, CreateVolumeGroupSnapshotRequest, DeleteSnapshotRequest,
+    DeleteVolumeGroupSnapshotRequest, DeleteVolumeRequest, GetCapacityRequest, ListSnapshotsRequest,
+    ListVolumesRequest, NodeExpandVolumeRequest, NodeStageVolumeRequest, NodeUnpublishVolumeRequest,
+    NodeUnstageVolumeRequest, VolumeCapability, VolumeContentSource,
+    volume_content_source::{SnapshotSource, Type, VolumeSource},
 };
 use keelson_testkit::{Chance, missing, skip_unless, wait_until_async};
 use nix::sys::signal::Signal;
@@ -39,23 +42,54 @@ const CALLS: usize = 2000;
 const AT_ONCE: usize = 64;
 const RESTARTS: usize = 6;
 
+/// How large volumes are, and what some grow to.
+const SIZE: i64 = 16 * MIB;
+const GROWN: i64 = 24 * MIB;
+
 /// How many calls were answered OK, or not waited for.
 type Made = Arc<AtomicUsize>;
 
 /// One volume of the storm.
+#[derive(Clone)]
 struct Volume {
     name: String,
     /// The pool, and whether it is a block volume there.
     pool: &'static str,
     is_block: bool,
+    bytes: i64,
+    /// What it is made from.
+    source: Option<Type>,
     id: String,
     /// The seed of what was written to it last.
     data: Option<u64>,
 }
 
 impl Volume {
+    fn new(name: String, pool: &'static str, is_block: bool) -> Self {
+        Self { name, pool, is_block, bytes: SIZE, source: None, id: String::new(), data: None }
+    }
+
     fn capability(&self) -> VolumeCapability {
         if self.is_block { block() } else { mounted() }
+    }
+
+    /// One with the same data, that is to be made.
+    fn copied(&self, name: String, source: Type) -> Self {
+        Self { name, source: Some(source), id: String::new(), ..self.clone() }
+    }
+}
+
+/// A snapshot of some volumes, with what they were when it was taken and the snapshot of each.
+struct Shots {
+    group: Option<String>,
+    members: Vec<(Volume, String)>,
+}
+
+impl Shots {
+    /// A volume to be made from one of them.
+    fn copied(&self, name: String, index: usize) -> Volume {
+        let (volume, id) = &self.members[index];
+        volume.copied(name, Type::Snapshot(SnapshotSource { snapshot_id: id.clone() }))
     }
 }
 
@@ -107,10 +141,10 @@ impl Client {
         }
     }
 
-    async fn create(&mut self, name: String, pool: &'static str, is_block: bool) -> Volume {
-        let mut volume = Volume { name, pool, is_block, id: String::new(), data: None };
-        let mut wish = request(&volume.name, 16 * MIB, volume.capability());
-        wish.parameters.insert("pool".to_owned(), pool.to_owned());
+    async fn create(&mut self, mut volume: Volume) -> Volume {
+        let mut wish = request(&volume.name, volume.bytes, volume.capability());
+        wish.parameters.insert("pool".to_owned(), volume.pool.to_owned());
+        wish.volume_content_source = volume.source.clone().map(|source| VolumeContentSource { r#type: Some(source) });
         let create = |mut clients: Clients| {
             let request = wish.clone();
             async move { clients.controller.create_volume(request).await }
@@ -127,6 +161,74 @@ impl Client {
             async move { clients.controller.delete_volume(request).await }
         };
         self.insist("DeleteVolume", delete).await;
+    }
+
+    /// Takes a snapshot of volumes that nobody uses: of one by itself, or of all as a group.
+    async fn shoot(&mut self, name: String, volumes: &[Volume], is_group: bool) -> Shots {
+        if is_group {
+            let request = CreateVolumeGroupSnapshotRequest {
+                name,
+                source_volume_ids: volumes.iter().map(|volume| volume.id.clone()).collect(),
+                ..CreateVolumeGroupSnapshotRequest::default()
+            };
+            let take = |mut clients: Clients| {
+                let request = request.clone();
+                async move { clients.group.create_volume_group_snapshot(request).await }
+            };
+            let answer = self.insist("CreateVolumeGroupSnapshot", take).await.into_inner().group_snapshot.unwrap();
+            let shot_of = |volume: &Volume| {
+                let shot = answer.snapshots.iter().find(|shot| shot.source_volume_id == volume.id).unwrap();
+                (volume.clone(), shot.snapshot_id.clone())
+            };
+            let members = volumes.iter().map(shot_of).collect();
+            return Shots { group: Some(answer.group_snapshot_id), members };
+        }
+        let source_volume_id = volumes[0].id.clone();
+        let request = CreateSnapshotRequest { source_volume_id, name, ..CreateSnapshotRequest::default() };
+        let take = |mut clients: Clients| {
+            let request = request.clone();
+            async move { clients.controller.create_snapshot(request).await }
+        };
+        let answer = self.insist("CreateSnapshot", take).await.into_inner().snapshot.unwrap();
+        Shots { group: None, members: vec![(volumes[0].clone(), answer.snapshot_id)] }
+    }
+
+    async fn drop_shots(&mut self, shots: Shots) {
+        let ids: Vec<_> = shots.members.into_iter().map(|(_, id)| id).collect();
+        let Some(group_snapshot_id) = shots.group else {
+            let request = DeleteSnapshotRequest { snapshot_id: ids[0].clone(), ..DeleteSnapshotRequest::default() };
+            let delete = |mut clients: Clients| {
+                let request = request.clone();
+                async move { clients.controller.delete_snapshot(request).await.map(drop) }
+            };
+            return self.insist("DeleteSnapshot", delete).await;
+        };
+        let request = DeleteVolumeGroupSnapshotRequest {
+            group_snapshot_id,
+            snapshot_ids: ids,
+            ..DeleteVolumeGroupSnapshotRequest::default()
+        };
+        let delete = |mut clients: Clients| {
+            let request = request.clone();
+            async move { clients.group.delete_volume_group_snapshot(request).await.map(drop) }
+        };
+        self.insist("DeleteVolumeGroupSnapshot", delete).await;
+    }
+
+    /// Lets a published block volume grow.
+    async fn grow(&mut self, volume: &mut Volume) {
+        let request = NodeExpandVolumeRequest {
+            volume_id: volume.id.clone(),
+            volume_path: self.target.clone(),
+            capacity_range: Some(CapacityRange { required_bytes: GROWN, limit_bytes: 0 }),
+            ..NodeExpandVolumeRequest::default()
+        };
+        let grow = |mut clients: Clients| {
+            let request = request.clone();
+            async move { clients.node.node_expand_volume(request).await }
+        };
+        assert_eq!(self.insist("NodeExpandVolume", grow).await.into_inner().capacity_bytes, GROWN);
+        volume.bytes = GROWN;
     }
 
     /// Stages and publishes the volume, looks at its data, perhaps writes other data, and lets go of it.
@@ -154,6 +256,9 @@ impl Client {
             .await
             .unwrap();
         volume.data = next.or(before);
+        if volume.is_block && next.is_some() {
+            self.grow(volume).await;
+        }
         let request = NodeUnpublishVolumeRequest { volume_id: volume.id.clone(), target_path: self.target.clone() };
         let unpublish = |mut clients: Clients| {
             let request = request.clone();
@@ -169,19 +274,39 @@ impl Client {
         self.insist("NodeUnstageVolume", unstage).await;
     }
 
-    /// Makes, uses and deletes volumes until enough calls were made, and gives those that are left.
-    async fn rage(&mut self, number: usize) -> Vec<Volume> {
-        let mut volumes: Vec<Volume> = Vec::new();
+    /// Makes, uses and deletes volumes until enough calls were made, and gives those that are left, with the snapshots.
+    async fn rage(&mut self, number: usize) -> (Vec<Volume>, Vec<Shots>) {
+        let (mut volumes, mut shots): (Vec<Volume>, Vec<Shots>) = (Vec::new(), Vec::new());
         for count in 0.. {
             if self.made.load(Ordering::Relaxed) >= CALLS {
                 break;
             }
-            match self.chance.below(4) {
+            let images: Vec<_> = volumes.iter().filter(|volume| volume.pool == "image").cloned().collect();
+            match self.chance.below(7) {
                 0 | 1 if volumes.len() < 3 => {
                     let (pool, is_block) =
                         [("image", false), ("image", true), ("directory", false)][self.chance.below(3)];
-                    let volume = self.create(format!("pvc-{number}-{count}"), pool, is_block).await;
+                    let volume = self.create(Volume::new(format!("pvc-{number}-{count}"), pool, is_block)).await;
                     volumes.push(volume);
+                }
+                3 if !images.is_empty() && shots.len() < 2 => {
+                    let is_group = self.chance.below(2) == 0;
+                    shots.push(self.shoot(format!("shot-{number}-{count}"), &images, is_group).await);
+                }
+                4 if !shots.is_empty() => {
+                    let shots = shots.swap_remove(self.chance.below(shots.len()));
+                    self.drop_shots(shots).await;
+                }
+                5 if volumes.len() < 4 && (!images.is_empty() || !shots.is_empty()) => {
+                    let name = format!("clone-{number}-{count}");
+                    let wish = if images.is_empty() || (!shots.is_empty() && self.chance.below(2) == 0) {
+                        let shots = &shots[self.chance.below(shots.len())];
+                        shots.copied(name, self.chance.below(shots.members.len()))
+                    } else {
+                        let volume = &images[self.chance.below(images.len())];
+                        volume.copied(name, Type::Volume(VolumeSource { volume_id: volume.id.clone() }))
+                    };
+                    volumes.push(self.create(wish).await);
                 }
                 2 if !volumes.is_empty() => {
                     let volume = volumes.swap_remove(self.chance.below(volumes.len()));
@@ -195,7 +320,7 @@ impl Client {
                 _ => {}
             }
         }
-        volumes
+        (volumes, shots)
     }
 }
 
@@ -274,10 +399,16 @@ async fn everything_agrees_after_a_storm() {
         tokio::task::spawn_blocking(move || process.end(signal)).await.unwrap();
         process = Process::spawn(&place, &section);
     }
-    let mut volumes = Vec::new();
+    let (mut volumes, mut shots) = (Vec::new(), Vec::new());
     for client in storm {
-        volumes.extend(client.await.unwrap());
+        let left = client.await.unwrap();
+        volumes.extend(left.0);
+        shots.extend(left.1);
     }
+    let is_grown = |volume: &&Volume| volume.bytes == GROWN;
+    let copies = volumes.iter().filter(|volume| volume.source.is_some()).count();
+    let grown = volumes.iter().filter(is_grown).count();
+    println!("{} volumes, {copies} of them copies, {grown} of them grown, {} snapshots", volumes.len(), shots.len());
     println!("{} calls in {:.1} s", made.load(Ordering::Relaxed), begin.elapsed().as_secs_f32());
 
     // What clients no longer wait for ends.
@@ -287,8 +418,21 @@ async fn everything_agrees_after_a_storm() {
     for volume in &volumes {
         expected.entry(volume.pool).or_insert_with(Vec::new).push(volume.id.clone());
     }
-    let expect_agreement = async |expected: &BTreeMap<&str, Vec<String>>| {
+    let expect_agreement = async |expected: &BTreeMap<&str, Vec<String>>, shots: &[Shots]| {
         let mut clients = clients.clone();
+        let listed = clients.controller.list_snapshots(ListSnapshotsRequest::default()).await.unwrap().into_inner();
+        let mut listed: Vec<_> = listed.entries.into_iter().map(|entry| entry.snapshot.unwrap().snapshot_id).collect();
+        let mut all: Vec<_> = shots.iter().flat_map(|shots| &shots.members).map(|(_, id)| id.clone()).collect();
+        listed.sort();
+        all.sort();
+        assert_eq!(listed, all);
+        let (groups, single): (Vec<_>, Vec<_>) = shots.iter().partition(|shots| shots.group.is_some());
+        let groups = groups.iter().map(|shots| shots.group.clone().unwrap());
+        let single = single.iter().map(|shots| shots.members[0].1.clone());
+        for (home, mut ids) in [("groups", groups.collect::<Vec<_>>()), ("snapshots", single.collect())] {
+            ids.sort();
+            assert_eq!(names(&place.path("pool/image").join(home)), ids);
+        }
         let listed = clients.controller.list_volumes(ListVolumesRequest::default()).await.unwrap().into_inner();
         let mut listed: Vec<_> = listed.entries.into_iter().map(|entry| entry.volume.unwrap().volume_id).collect();
         let mut all: Vec<_> = expected.values().flatten().cloned().collect();
@@ -308,15 +452,26 @@ async fn everything_agrees_after_a_storm() {
         wait_until_async("the loop devices to be gone", PATIENCE, async || place.loops().is_empty().then_some(()))
             .await;
     };
-    expect_agreement(&expected).await;
+    expect_agreement(&expected, &shots).await;
     for volume in &mut volumes {
         client.visit(volume, None).await;
     }
-    expect_agreement(&expected).await;
+    for shots in &shots {
+        for (index, (_, id)) in shots.members.iter().enumerate() {
+            let mut copy = client.create(shots.copied(format!("restored-{id}"), index)).await;
+            client.visit(&mut copy, None).await;
+            client.delete(&copy.id).await;
+        }
+    }
+    expect_agreement(&expected, &shots).await;
     for volume in &volumes {
         client.delete(&volume.id).await;
     }
-    expect_agreement(&BTreeMap::new()).await;
+    expect_agreement(&BTreeMap::new(), &shots).await;
+    for shots in shots {
+        client.drop_shots(shots).await;
+    }
+    expect_agreement(&BTreeMap::new(), &[]).await;
     wait_until_async("the capacity of before", PATIENCE, async || {
         (capacity(&mut clients.clone(), "image").await >= before - MIB).then_some(())
     })
