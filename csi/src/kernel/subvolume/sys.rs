@@ -3,6 +3,9 @@
 use std::{
     io,
     os::fd::{AsRawFd, BorrowedFd},
+    sync::mpsc::{self, RecvTimeoutError},
+    thread,
+    time::Duration,
 };
 
 use super::super::sys::ioctl_pointer;
@@ -187,10 +190,30 @@ pub(super) fn tree_of(file: BorrowedFd<'_>) -> io::Result<u64> {
 }
 
 /// Ends the running transaction and waits until it is on the disk.
+///
+/// The kernel's thread that ends transactions misses the request if that comes while it is about to sleep after the one
+/// before (fs/btrfs/disk-io.c, `transaction_kthread`), and then sleeps on for up to 30 s: so it is asked again.
 pub(super) fn commit(filesystem: BorrowedFd<'_>) -> io::Result<()> {
-    let mut transaction = 0_u64;
-    ioctl_pointer(filesystem, START_SYNC, &mut transaction)?;
-    ioctl_pointer(filesystem, WAIT_SYNC, &mut transaction).map(drop)
+    const AGAIN: Duration = Duration::from_millis(20);
+    let start = || {
+        let mut transaction = 0_u64;
+        ioctl_pointer(filesystem, START_SYNC, &mut transaction)?;
+        io::Result::Ok(transaction)
+    };
+    let mut transaction = start()?;
+    thread::scope(|scope| {
+        let (waiting, ended) = mpsc::channel::<()>();
+        let insist = move || {
+            while ended.recv_timeout(AGAIN) == Err(RecvTimeoutError::Timeout) {
+                // Who waits hears of what is wrong.
+                let _ = start();
+            }
+        };
+        thread::Builder::new().spawn_scoped(scope, insist)?;
+        let waited = ioctl_pointer(filesystem, WAIT_SYNC, &mut transaction);
+        drop(waiting);
+        waited.map(drop)
+    })
 }
 
 /// The items of one object and kind whose offset isn't below `first`, in order; at most `limit`.
