@@ -307,13 +307,19 @@ fn run_tier(tier: Tier, root: Option<&keelson_vm::Root>, options: &Options, logs
     Ok(outcome)
 }
 
-/// The VM tier: every shape, whatever becomes of the others.
+/// The VM tier: every shape that runs something of what is wanted, whatever becomes of the others.
 fn run_shapes(root: &keelson_vm::Root, only: &[String], logs: &Logs, outcome: &mut Outcome) {
     let paths = keelson_vm::Logs { skips: logs.skips.path(), scenarios: logs.scenarios.path() };
     for shape in keelson_vm::SHAPES {
-        let ran = keelson_vm::run(shape, root, only, paths, &mut |line| {
-            println!("{line}");
-            outcome.count(line);
+        let ran = shape.programs(only).and_then(|programs| {
+            if programs.is_empty() && !only.is_empty() {
+                println!("shape {}: not run, it has no test program named {}", shape.name, only.join(" or "));
+                return Ok(true);
+            }
+            keelson_vm::run(shape, root, only, paths, &mut |line| {
+                println!("{line}");
+                outcome.count(line);
+            })
         });
         match ran {
             Ok(well) => outcome.broken |= !well,

@@ -40,6 +40,31 @@ pub(crate) fn build(shape: &Shape) -> Result<Vec<Program>> {
     Ok(String::from_utf8_lossy(&output.stdout).lines().filter_map(parse).collect())
 }
 
+/// The packages and names of all test programs in the workspace.
+pub(crate) fn targets() -> Result<Vec<(String, String)>> {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(workspace_root()).stderr(Stdio::inherit());
+    command.args(["metadata", "--locked", "--no-deps", "--format-version", "1"]);
+    let output = command.output().with_context(|| format!("failed to run {command:?}"))?;
+    ensure!(output.status.success(), "{command:?} ended with {}", output.status);
+    let metadata: Value = serde_json::from_slice(&output.stdout).context("failed to read what cargo metadata says")?;
+    Ok(parse_targets(&metadata))
+}
+
+fn parse_targets(metadata: &Value) -> Vec<(String, String)> {
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let mut found = Vec::new();
+    for package in list(&metadata["packages"]) {
+        let tests =
+            list(&package["targets"]).into_iter().filter(|target| list(&target["kind"]).contains(&"test".into()));
+        found
+            .extend(tests.filter_map(|target| {
+                Some((package["name"].as_str()?.to_owned(), target["name"].as_str()?.to_owned()))
+            }));
+    }
+    found
+}
+
 /// A line of cargo's messages, if it tells of a test program.
 fn parse(line: &str) -> Option<Program> {
     let message: Value = serde_json::from_str(line).ok()?;
@@ -116,6 +141,15 @@ mod tests {
             }
         );
         assert_eq!(parse(&artifact("path+file:///src/xtask#0.1.0").to_string()).unwrap().package, "xtask");
+    }
+
+    #[test]
+    fn test_programs_are_found_in_cargos_metadata() {
+        let metadata = json!({"packages": [
+            {"name": "p", "targets": [{"kind": ["lib"], "name": "p"}, {"kind": ["test"], "name": "kernel_a"}]},
+            {"name": "q", "targets": [{"kind": ["bin"], "name": "q"}]},
+        ]});
+        assert_eq!(parse_targets(&metadata), [("p".to_owned(), "kernel_a".to_owned())]);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The guests that there are: one table.
 
+use anyhow::Result;
+
 /// A machine, and what happens in it.
 #[derive(Debug)]
 pub struct Shape {
@@ -104,7 +106,12 @@ pub const SHAPES: &[Shape] = &[
     Shape {
         name: "storage",
         nodes: &[NumaNode { cpus: 2, memory_mib: 2048 }],
-        disks: &[Disk { filesystem: "ext4", mount: "/mnt/pools", size_mib: 2048 }],
+        disks: &[
+            Disk { filesystem: "ext4", mount: "/mnt/pools", size_mib: 2048 },
+            // Images of whole filesystems don't fit in memory.
+            Disk { filesystem: "ext4", mount: "/tmp", size_mib: 8192 },
+            Disk { filesystem: "ext4", mount: "/var/tmp", size_mib: 8192 },
+        ],
         // What the tests look for before they run; a node's first mount loads the filesystems.
         modules: &["loop", "xfs", "btrfs", "quota_v2"],
         kernel_arguments: &[],
@@ -113,6 +120,9 @@ pub const SHAPES: &[Shape] = &[
             Step::Run(storage("kernel_directories")),
             Step::Run(storage("kernel_subvolume_primitives")),
             Step::Run(storage("kernel_subvolumes")),
+            Step::Run(storage("kernel_expand")),
+            Step::Run(storage("kernel_filesystems")),
+            Step::Run(storage("kernel_snapshots")),
         ],
     },
     Shape {
@@ -168,6 +178,21 @@ impl Shape {
 
     pub(crate) fn memory_mib(&self) -> u32 {
         self.nodes.iter().map(|node| node.memory_mib).sum()
+    }
+
+    /// The test programs that it runs, of those with one of the parts in their names; of all, if there are no parts.
+    /// Needs no build.
+    ///
+    /// # Errors
+    ///
+    /// When cargo doesn't tell the workspace's test programs.
+    pub fn programs(&self, only: &[String]) -> Result<Vec<String>> {
+        let mut targets = crate::programs::targets()?;
+        targets.retain(|(package, target)| {
+            let wanted = only.is_empty() || only.iter().any(|part| target.contains(part));
+            wanted && self.tests().any(|tests| tests.names(package, target))
+        });
+        Ok(targets.into_iter().map(|(_, target)| target).collect())
     }
 
     /// The tests of all steps.
