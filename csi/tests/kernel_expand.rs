@@ -221,7 +221,7 @@ async fn an_ext4_that_may_not_grow_is_told_and_stays_in_use() {
     driver.stop().await;
 
     // As a driver left it that could lengthen the image, but not the filesystem.
-    OpenOptions::new().write(true).open(folder.join("image")).unwrap().set_len(large as u64).unwrap();
+    OpenOptions::new().write(true).open(folder.join("image")).unwrap().set_len(large.cast_unsigned()).unwrap();
     let record = fs::read_to_string(folder.join("volume.json")).unwrap();
     fs::write(folder.join("volume.json"), record.replace(&small.to_string(), &large.to_string())).unwrap();
     let mut driver = Running::start(&place, &place.section("image")).await;
