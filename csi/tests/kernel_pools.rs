@@ -785,3 +785,38 @@ async fn a_service_that_the_driver_lacks_is_refused_with_a_message() {
     assert_eq!(status.message(), "this driver has no such service or method");
     driver.stop().await;
 }
+
+/// What a pool can promise after volumes came and went is what it could before, but for a little.
+async fn gives_back(filesystem: &str, volumes: &[CreateVolumeRequest]) {
+    let place = Place::new();
+    let directory = tempfile::Builder::new().prefix("keelson-csi-").tempdir_in("/var/tmp").unwrap();
+    let disk = common::disk::Disk::make(&directory.path().join("disk"), filesystem, 2 << 30, &place.path("pool"));
+    let mut driver = Running::start(&place, &place.section("image")).await;
+    let before = capacity(&mut driver).await.unwrap().available_capacity;
+    for wanted in volumes {
+        let id = driver.create(wanted.clone()).await.unwrap().volume_id;
+        driver.delete(&id).await.unwrap();
+    }
+    let after = capacity(&mut driver).await.unwrap().available_capacity;
+    assert!(after > before - 16 * MIB, "{filesystem}: {before} bytes, then {after}");
+    place.expect_clean();
+    driver.stop().await;
+    disk.unmount();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_deleted_can_be_promised_again_at_once() {
+    needs_a_kernel!();
+    let lacking = keelson_testkit::missing(&["mkfs.xfs", "mkfs.btrfs"]);
+    keelson_testkit::skip_unless!(lacking.is_empty(), format!("needs {}", lacking.join(", ")));
+    let mut thick = request("thick", 1024 * MIB, block());
+    thick.parameters.insert("provisioning".to_owned(), "thick".to_owned());
+    let xfs = |number: i64| {
+        let mut wanted = request(&format!("xfs-{number}"), (300 + number) * MIB, mounted());
+        wanted.parameters.insert("csi.storage.k8s.io/fstype".to_owned(), "xfs".to_owned());
+        wanted
+    };
+    for filesystem in ["btrfs", "xfs"] {
+        gives_back(filesystem, &[thick.clone(), xfs(1), xfs(2), xfs(3), xfs(4)]).await;
+    }
+}

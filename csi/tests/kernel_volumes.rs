@@ -629,9 +629,34 @@ async fn nothing_is_mounted_on_above_or_in_a_pool() {
         assert!(status.message().starts_with(&format!("target_path: \"{path}\" ")), "{status}");
         expect_code(driver.unstage(&id, &path).await, Code::InvalidArgument);
     }
+    let below_staging = publication(&id, &staging, &format!("{staging}/x"), mounted());
+    expect_code(driver.publish(below_staging).await, Code::InvalidArgument);
     assert_eq!(place.mounts(), before);
     assert!(place.path("real/pool/building").is_dir());
     driver.unstage(&id, &staging).await.unwrap();
     driver.delete(&id).await.unwrap();
+    driver.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_in_use_is_not_deleted_though_its_image_was_moved_or_replaced() {
+    needs_a_kernel!();
+    let place = Place::new();
+    let mut driver = Running::start(&place, &place.section("image")).await;
+    let (staging, target) = (place.text("staging"), place.text("pods/mount"));
+    let id = driver.create(request("pvc-1", 64 * MIB, mounted())).await.unwrap().volume_id;
+    driver.stage(&id, &staging, mounted()).await.unwrap();
+    driver.publish(publication(&id, &staging, &target, mounted())).await.unwrap();
+    let image = place.path("pool/volumes").join(&id).join("image");
+    let away = place.path("away");
+    fs::rename(&image, &away).unwrap();
+    expect_code(driver.delete(&id).await, Code::FailedPrecondition);
+    fs::copy(&away, &image).unwrap();
+    expect_code(driver.delete(&id).await, Code::FailedPrecondition);
+    fs::rename(&away, &image).unwrap();
+    driver.unpublish(&id, &target).await.unwrap();
+    driver.unstage(&id, &staging).await.unwrap();
+    driver.delete(&id).await.unwrap();
+    place.expect_clean();
     driver.stop().await;
 }

@@ -98,29 +98,13 @@ pub(crate) fn shares_blocks(directory: &Path) -> io::Result<bool> {
 /// many bytes were copied.
 ///
 /// `progress` hears how far it has come, in bytes of the file's size. The copy isn't synced.
-pub(crate) fn copy_sparse(source: &File, target: &File, mut progress: impl FnMut(u64)) -> io::Result<u64> {
-    let bytes = source.metadata()?.len();
-    target.set_len(bytes)?;
-    let mut copy = Copy { source, target, by_kernel: true, buffer: Vec::new() };
-    let (mut position, mut copied) = (0, 0);
-    while position < bytes {
-        let start = match rustix::fs::seek(source, SeekFrom::Data(position)) {
-            Ok(start) => start,
-            // "There is no data after offset."
-            Err(Errno::NXIO) => break,
-            Err(error) => return Err(error.into()),
-        };
-        let end = rustix::fs::seek(source, SeekFrom::Hole(start))?.min(bytes);
-        position = start;
-        while position < end {
-            let length = copy.some(position, (end - position).min(STEP))?;
-            position += length;
-            copied += length;
-            progress(position);
-        }
-    }
-    progress(bytes);
-    Ok(copied)
+pub(crate) fn copy_sparse(source: &File, target: &File, progress: impl FnMut(u64)) -> io::Result<u64> {
+    Copy { source, target, by_kernel: true, buffer: Vec::new() }.all(progress)
+}
+
+/// The same, and the copy shares no block with the source, which the kernel's own copying may do.
+pub(crate) fn copy_apart(source: &File, target: &File) -> io::Result<u64> {
+    Copy { source, target, by_kernel: false, buffer: Vec::new() }.all(|_| ())
 }
 
 /// A copy under way.
@@ -133,6 +117,32 @@ struct Copy<'a> {
 }
 
 impl Copy<'_> {
+    /// Copies all that isn't a hole.
+    fn all(mut self, mut progress: impl FnMut(u64)) -> io::Result<u64> {
+        let (source, target) = (self.source, self.target);
+        let bytes = source.metadata()?.len();
+        target.set_len(bytes)?;
+        let (mut position, mut copied) = (0, 0);
+        while position < bytes {
+            let start = match rustix::fs::seek(source, SeekFrom::Data(position)) {
+                Ok(start) => start,
+                // "There is no data after offset."
+                Err(Errno::NXIO) => break,
+                Err(error) => return Err(error.into()),
+            };
+            let end = rustix::fs::seek(source, SeekFrom::Hole(start))?.min(bytes);
+            position = start;
+            while position < end {
+                let length = self.some(position, (end - position).min(STEP))?;
+                position += length;
+                copied += length;
+                progress(position);
+            }
+        }
+        progress(bytes);
+        Ok(copied)
+    }
+
     /// Copies at most `length` bytes at `position`, and at least one.
     fn some(&mut self, position: u64, length: u64) -> io::Result<u64> {
         if self.by_kernel {

@@ -1,6 +1,12 @@
 //! Making the content of a new volume, in a folder that is no volume yet.
 
-use std::{fs::File, os::unix::fs::MetadataExt, path::Path, sync::Arc};
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::MetadataExt,
+    path::Path,
+    sync::Arc,
+};
 
 use uuid::Uuid;
 
@@ -12,6 +18,7 @@ use crate::{
     kernel::{
         Hold, content,
         format::format,
+        reflink,
         superblock::{self, Signature},
     },
     policy::{Content, ContentKind, FilesystemType, Provisioning},
@@ -92,6 +99,30 @@ impl Plan<'_> {
         Ok(Made { content, image, template_bytes: origin.template_bytes })
     }
 
+    /// Makes a template at `path`: a copy of what was formatted, without what mkfs only allocated. For xfs that is its log
+    /// of 64 MiB, which on btrfs can't be given back otherwise: the first block in use holds all of it.
+    fn template(
+        &self,
+        state: &State,
+        filesystem: FilesystemType,
+        path: &Path,
+        hold: &Hold,
+    ) -> Result<File, CreateError> {
+        let formatted = path.with_extension("formatted");
+        match fs::remove_file(&formatted) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(StoreError::io("remove", &formatted)(error).into());
+            }
+            _ => {}
+        }
+        let source = mkfs(state, filesystem, &formatted, self.bytes, Uuid::new_v4(), hold)?;
+        let failed = StoreError::io("make the template", path);
+        let template = content::create_image(path, self.bytes).map_err(&failed)?;
+        reflink::copy_apart(&source, &template).map_err(&failed)?;
+        fs::remove_file(&formatted).map_err(failed)?;
+        Ok(template)
+    }
+
     /// A new filesystem as a clone of a template, where the pool's filesystem can make one at all.
     fn clone_template(
         &self,
@@ -104,7 +135,7 @@ impl Plan<'_> {
         if !self.pool.abilities().shares_blocks || filesystem == FilesystemType::Btrfs {
             return Ok(None);
         }
-        let make = |half: &Path| mkfs(state, filesystem, half, self.bytes, Uuid::new_v4(), hold);
+        let make = |half: &Path| self.template(state, filesystem, half, hold);
         let template = match self.pool.template(filesystem, self.bytes)? {
             Some(template) => template,
             None => match self.pool.make_template(filesystem, self.bytes, make)? {
@@ -119,7 +150,7 @@ impl Plan<'_> {
         };
         let measured = template.metadata().map_err(StoreError::io("look at the template of", path))?;
         let template_bytes = measured.blocks().saturating_mul(512);
-        let image = crate::kernel::reflink::clone_file(&template, path).map_err(CreateError::Clone)?;
+        let image = reflink::clone_file(&template, path).map_err(CreateError::Clone)?;
         let uuid = match filesystem {
             FilesystemType::Ext4 => {
                 let uuid = Uuid::new_v4();

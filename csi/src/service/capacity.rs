@@ -37,6 +37,7 @@ pub(super) fn capacity(state: &State, request: &GetCapacityRequest) -> Result<Ge
         state.in_flight.begin_in_turn(format!("the capacity of pool {}", pool.settings.name), "GetCapacity")?;
     let _turn = pool.enter()?;
     pool.check_writable()?;
+    pool.settle_deletions()?;
     let available = state.pools.room(pool)?.available_to(Pace::of(parameters.provisioning));
     let enforced = pool.abilities().enforces_sizes;
     let largest = if enforced { largest_volume(available) } else { available };

@@ -21,7 +21,7 @@ use crate::{
         Abilities, Access, Capability, Changes, ContentKind, FilesystemType, OutOfRange, Parameters, Provisioning,
         Rejected, Settings, SizeRange, TOPOLOGY_KEY, VolumeId, admits, check_map, content_for, names, segments,
     },
-    store::{Lacking, Pace, Pool, Source, StoreError, Unavailable, VolumeRecord, promise_of},
+    store::{Lacking, Pace, Pool, Reservation, Source, StoreError, Unavailable, VolumeRecord, promise_of},
 };
 
 /// Why no volume was created.
@@ -98,8 +98,7 @@ pub(super) fn create(state: &State, request: &CreateVolumeRequest) -> Result<Cre
     let _turn = plan.pool.enter()?;
     plan.pool.check_writable()?;
     // Counts until the volume counts itself.
-    let needed = promise_of(plan.kind, plan.bytes, plan.pool);
-    let _reservation = state.pools.reserve(plan.pool, plan.bytes, needed, Pace::of(plan.provisioning))?;
+    let _reservation = reserve(state, &plan)?;
     let id = VolumeId::generate();
     let draft = plan.pool.build(id.as_str())?;
     let Made { content, image, template_bytes } = plan.carry_out(state, draft.folder(), &guard)?;
@@ -115,6 +114,16 @@ pub(super) fn create(state: &State, request: &CreateVolumeRequest) -> Result<Cre
     let (pool, bytes) = (&plan.pool.settings.name, plan.bytes);
     tracing::info!(volume = %record.id, name = record.name, pool, bytes, "volume created");
     Ok(CreateVolumeResponse { volume: Some(describe(plan.pool, &record, node)) })
+}
+
+/// Keeps room for it, and gives up for that what the pool can do without.
+fn reserve(state: &State, plan: &Plan<'_>) -> Result<Reservation, CreateError> {
+    let needed = promise_of(plan.kind, plan.bytes, plan.pool);
+    let reserve = || state.pools.reserve(plan.pool, plan.bytes, needed, Pace::of(plan.provisioning));
+    match reserve() {
+        Err(Lacking::Space { .. }) if plan.pool.make_room()? => Ok(reserve()?),
+        other => Ok(other?),
+    }
 }
 
 /// What is to be made, and where.

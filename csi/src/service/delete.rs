@@ -58,6 +58,13 @@ pub(super) fn delete(state: &State, request: &DeleteVolumeRequest) -> Result<Del
     if let Some(by) = presence.use_of() {
         return Err(DeleteError::InUse { id: id.to_owned(), by });
     }
+    // Its image may have been moved away or replaced meanwhile; then only the record tells where it is in use.
+    let attachment = state.attachments.read(&record.id)?;
+    let staged = attachment.staged.iter().map(|staged| &staged.path);
+    let asked = staged.chain(attachment.published.iter().map(|publication| &publication.target));
+    if let Some(by) = asked.into_iter().find(|path| presence.is_covered(path)) {
+        return Err(DeleteError::InUse { id: id.to_owned(), by: by.as_path().to_owned() });
+    }
     // First: once the volume is gone, no retry comes here.
     state.attachments.write(&record.id, &Attachment::default())?;
     pool.remove(&*record)?;

@@ -11,7 +11,7 @@ use super::{
     volume::Volume,
 };
 use crate::{
-    policy::{Publication, Rejected, TargetPath, Verdict, check_map, may_publish, second_publish},
+    policy::{Publication, Rejected, TargetPath, Verdict, check_map, may_publish, overlap, second_publish},
     store::Staged,
 };
 
@@ -63,8 +63,9 @@ pub(super) fn publish(
         return Err(PublishError::NoStagingPath);
     }
     let staging = path(state, "staging_target_path", &request.staging_target_path)?;
-    if staging == target {
-        return Err(Problem::new("target_path", target, "is the staging path", "use a path of its own").into());
+    if overlap(staging.as_path(), target.as_path()) {
+        let wrong = "is, holds or lies in the staging path";
+        return Err(Problem::new("target_path", target, wrong, "use a path of its own").into());
     }
     let volume = Volume::take(state, id, "NodePublishVolume")?;
     // Two volumes must not both find the same path free.

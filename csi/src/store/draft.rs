@@ -5,7 +5,7 @@ use std::{
     io,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError},
+    sync::{Arc, PoisonError, atomic::Ordering},
 };
 
 use keelson_host::Durability;
@@ -66,6 +66,7 @@ impl Pool {
 
     /// Whether it is gone.
     fn bury(&self, grave: &Path) -> bool {
+        self.unsettled.store(true, Ordering::Relaxed);
         match tree::remove(grave) {
             Ok(deleted) => {
                 self.forget_qgroups(&deleted);

@@ -71,6 +71,8 @@ pub(crate) struct Pool {
     pub(super) leaving: Mutex<HashSet<u32>>,
     /// Deleted subvolumes whose qgroups may be there still.
     pub(super) deleted: Mutex<VecDeque<SubvolumeId>>,
+    /// Whether something was deleted whose space may not be free yet.
+    pub(super) unsettled: AtomicBool,
     /// Held while a template is made.
     pub(super) making_template: Mutex<()>,
     /// Whether its filesystem was read-only when it was last used: so a failing disk ends up.
@@ -228,6 +230,7 @@ impl Pool {
             heads: Mutex::default(),
             turns: AtomicU32::default(),
             sites: Mutex::default(),
+            unsettled: AtomicBool::default(),
             making_template: Mutex::default(),
             abilities: Mutex::default(),
             attached: Mutex::default(),

@@ -7,17 +7,20 @@ use std::{
     fs::{self, File},
     io,
     path::{Path, PathBuf},
-    sync::{Arc, TryLockError},
+    sync::{Arc, TryLockError, atomic::Ordering},
 };
 
 use super::{
     pool::{Pool, StoreError, create_directory, lock},
     stamp::Stamp,
 };
-use crate::{kernel::superblock::Head, policy::FilesystemType};
+use crate::{
+    kernel::{subvolume, superblock::Head},
+    policy::FilesystemType,
+};
 
 /// How many are kept; the oldest goes first. Sizes of volumes come in few kinds.
-const MOST: usize = 16;
+const MOST: usize = 8;
 
 /// What is no template yet.
 pub(super) const HALF: &str = ".half";
@@ -86,6 +89,41 @@ impl Pool {
             heads.retain(|other, _| *other == kind);
         }
         Ok(head)
+    }
+
+    /// Gives back what the pool can do without, for something that it has no room for: whether that was anything.
+    pub(crate) fn make_room(&self) -> Result<bool, StoreError> {
+        let directory = self.templates();
+        let failed = StoreError::io("list", &directory);
+        let templates = match fs::read_dir(&directory) {
+            Ok(listed) => listed.collect::<io::Result<Vec<_>>>().map_err(failed)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(failed(error)),
+        };
+        // One that is being made has a hidden name.
+        let whole = |template: &&fs::DirEntry| !template.file_name().to_string_lossy().starts_with('.');
+        let mut removed = false;
+        for template in templates.iter().filter(whole) {
+            // Not cut short first: somebody may be cloning it.
+            remove_if_there(&template.path())?;
+            removed = true;
+        }
+        Ok(self.settle_deletions()? || removed)
+    }
+
+    /// Makes the space of what was deleted free: btrfs gives it back with its next transaction. Whether anything was
+    /// deleted since the last time.
+    pub(crate) fn settle_deletions(&self) -> Result<bool, StoreError> {
+        if !self.unsettled.swap(false, Ordering::Relaxed) {
+            return Ok(false);
+        }
+        let path = &self.settings.path;
+        let failed = StoreError::io("commit the deletions in", path);
+        let directory = File::open(path).map_err(&failed)?;
+        if subvolume::is_btrfs(&directory).map_err(&failed)? {
+            subvolume::commit(&directory).map_err(failed)?;
+        }
+        Ok(true)
     }
 
     /// Forgets a template that can't be used, if nobody has yet.
