@@ -10,7 +10,7 @@ use std::{
     path::PathBuf,
 };
 
-use common::{MIB, Place, Running, block, disk::Disk, expect_code, mounted, request};
+use common::{MIB, Place, Running, block, disk::Disk, expect_code, mounted, process::Process, request};
 use keelson_proto::csi::v1::{
     BlockMetadata, BlockMetadataType, CreateSnapshotRequest, CreateVolumeRequest, GetMetadataAllocatedRequest,
     GetMetadataDeltaRequest, VolumeContentSource,
@@ -307,4 +307,54 @@ async fn what_a_volume_has_grown_by_counts_as_zeros_before() {
     let told = scene.delta(&before, &after, 0, 0).await.unwrap();
     assert_eq!(told, Told { bytes: 64 * MIB, messages: vec![1], ranges: vec![(40 << 20, 4096)] });
     scene.driver.stop().await;
+}
+
+/// What the process has read so far, from whatever: `rchar` of proc_pid_io(5).
+fn read_by(process: u32) -> u64 {
+    let io = fs::read_to_string(format!("/proc/{process}/io")).unwrap();
+    io.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap().parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn d13_changed_blocks_are_told_without_reading_data() {
+    needs_a_kernel!();
+    skip_unless!(missing(&["mkfs.xfs"]).is_empty(), "needs mkfs.xfs");
+    let directory = tempfile::Builder::new().prefix("keelson-csi-").tempdir_in("/var/tmp").unwrap();
+    let place = Place::new();
+    let disk = Disk::make(&directory.path().join("disk"), "xfs", 1 << 30, &place.path("pool"));
+    let (process, mut clients) = Process::serve(&place, &place.section("image")).await;
+    let mut metadata = SnapshotMetadataClient::new(common::connect(&place.socket()).await.unwrap());
+    let created = clients.controller.create_volume(request("pvc-1", 256 * MIB, block())).await.unwrap();
+    let id = created.into_inner().volume.unwrap().volume_id;
+    let image = OpenOptions::new().write(true).open(place.path("pool/volumes").join(&id).join("image")).unwrap();
+    let mut snapshots = Vec::new();
+    for round in 1..=2_u8 {
+        let data = vec![round; 64 << 20];
+        image.write_all_at(&data, u64::from(round - 1) * (32 << 20)).unwrap();
+        image.sync_all().unwrap();
+        let cut = CreateSnapshotRequest {
+            name: format!("snapshot-{round}"),
+            source_volume_id: id.clone(),
+            ..CreateSnapshotRequest::default()
+        };
+        let cut = clients.controller.create_snapshot(cut).await.unwrap();
+        snapshots.push(cut.into_inner().snapshot.unwrap().snapshot_id);
+    }
+    let before = read_by(process.id());
+    let wanted = GetMetadataDeltaRequest {
+        base_snapshot_id: snapshots[0].clone(),
+        target_snapshot_id: snapshots[1].clone(),
+        ..GetMetadataDeltaRequest::default()
+    };
+    let mut stream = metadata.get_metadata_delta(wanted).await.unwrap().into_inner();
+    let mut changed = 0;
+    while let Some(message) = stream.message().await.unwrap() {
+        changed += message.block_metadata.iter().map(|found| found.size_bytes).sum::<i64>();
+    }
+    let read = read_by(process.id()) - before;
+    assert_eq!(changed, 64 * MIB);
+    assert!(read < 1 << 20, "{read} bytes were read");
+    drop(image);
+    process.end(nix::sys::signal::Signal::SIGTERM);
+    disk.unmount();
 }

@@ -153,7 +153,7 @@ async fn call_all(channel: Channel, secret: &str, known: &BTreeMap<&str, String>
 
 /// The only test of this file: the log of a process is one.
 #[tokio::test(flavor = "multi_thread")]
-async fn secrets_reach_no_log_and_no_answer() {
+async fn d11_secrets_reach_no_log_and_no_answer() {
     needs_a_kernel!();
     let log = Log::default();
     tracing_subscriber::fmt()
