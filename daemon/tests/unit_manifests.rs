@@ -392,8 +392,12 @@ fn what_a_plugin_writes_is_mounted_at_the_hosts_own_path() {
 fn the_image_has_what_the_storage_plugin_runs_and_names_no_host() {
     let recipe = fs::read_to_string(directory().join("Containerfile")).unwrap();
     let (_, image) = recipe.rsplit_once("\nFROM ").unwrap();
-    // mkfs.ext4 is its program.
-    assert!(image.contains("install --yes --no-install-recommends e2fsprogs"), "{image}");
+    let (_, packages) = image.split_once("install --yes --no-install-recommends ").unwrap();
+    let packages: Vec<_> = packages.lines().next().unwrap().split_whitespace().collect();
+    // They bring mkfs.btrfs, mkfs.ext4 and mkfs.xfs.
+    for package in ["btrfs-progs", "e2fsprogs", "xfsprogs"] {
+        assert!(packages.contains(&package), "{packages:?}");
+    }
     assert!(!recipe.contains("://"), "{recipe}");
 }
 

@@ -208,7 +208,7 @@ fn a_scan_sweeps_what_was_half_written_and_nothing_else() {
 }
 
 #[test]
-fn sixteen_templates_are_kept_and_the_newest_of_all() {
+fn eight_templates_are_kept_and_the_newest_of_all() {
     let directory = tempfile::tempdir().unwrap();
     let pool = pool(directory.path());
     pool.check().unwrap();
@@ -227,7 +227,7 @@ fn sixteen_templates_are_kept_and_the_newest_of_all() {
         assert!(pool.template(FilesystemType::Ext4, bytes).unwrap().is_some());
         assert!(pool.template(FilesystemType::Xfs, bytes).unwrap().is_none());
     }
-    assert_eq!(fs::read_dir(pool.templates()).unwrap().count(), 16);
+    assert_eq!(fs::read_dir(pool.templates()).unwrap().count(), 8);
     pool.drop_template(FilesystemType::Ext4, 20).unwrap();
     assert!(pool.template(FilesystemType::Ext4, 20).unwrap().is_none());
     pool.drop_template(FilesystemType::Ext4, 20).unwrap();
