@@ -284,15 +284,15 @@ impl Subject {
     }
 
     pub(super) fn measure(&self, pool: &Pool) -> Result<Measured, StoreError> {
-        let failed = StoreError::io("measure", &self.path);
-        let found = match fs::metadata(&self.path) {
-            Ok(found) => found,
-            // It was deleted meanwhile.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Measured::NOTHING),
-            Err(error) => return Err(failed(error)),
-        };
-        let length = self.kind.is_image().then_some(found.len());
-        Ok(Measured { figures: self.figures(pool, &found)?, length })
+        let measured = fs::metadata(&self.path).map_err(StoreError::io("measure", &self.path)).and_then(|found| {
+            let length = self.kind.is_image().then_some(found.len());
+            Ok(Measured { figures: self.figures(pool, &found)?, length })
+        });
+        match measured {
+            // It was deleted meanwhile, before the first look or after it.
+            Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(Measured::NOTHING),
+            other => other,
+        }
     }
 
     fn figures(&self, pool: &Pool, found: &fs::Metadata) -> Result<Figures, StoreError> {
