@@ -26,8 +26,8 @@ use common::{
 };
 use keelson_proto::csi::v1::{
     CreateVolumeGroupSnapshotRequest, CreateVolumeRequest, DeleteSnapshotRequest, DeleteVolumeGroupSnapshotRequest,
-    GetVolumeGroupSnapshotRequest, ListSnapshotsRequest, NodeStageVolumeRequest, VolumeCapability, VolumeContentSource,
-    VolumeGroupSnapshot,
+    DeleteVolumeRequest, GetVolumeGroupSnapshotRequest, ListSnapshotsRequest, NodeStageVolumeRequest,
+    NodeUnstageVolumeRequest, VolumeCapability, VolumeContentSource, VolumeGroupSnapshot,
     group_controller_client::GroupControllerClient,
     volume_content_source::{SnapshotSource, Type},
 };
@@ -449,9 +449,16 @@ async fn a_driver_thaws_at_its_start_what_another_left_frozen() {
     drop(process);
     run(Command::new("fsfreeze").arg("-f").arg(place.path("staging")));
     assert!(is_frozen(&place.path("staging")));
-    let (_process, _clients) = Process::serve(&place, &section).await;
+    let (process, clients) = Process::serve(&place, &section).await;
     assert!(!is_frozen(&place.path("staging")));
-    drop(_process);
+    let Clients { mut controller, mut node, .. } = clients;
+    let unstage =
+        NodeUnstageVolumeRequest { volume_id: volume.volume_id.clone(), staging_target_path: place.text("staging") };
+    node.node_unstage_volume(unstage).await.unwrap();
+    let delete = DeleteVolumeRequest { volume_id: volume.volume_id, ..DeleteVolumeRequest::default() };
+    controller.delete_volume(delete).await.unwrap();
+    place.expect_clean();
+    drop(process);
     drop(place);
     drop((disk, directory));
 }
