@@ -672,7 +672,16 @@ async fn snapshots_are_promised_only_what_there_is(filesystem: &str) {
         }
     }
     assert!((4..16).contains(&refused), "{refused} of 16 were refused");
-    let status = expect_code(scene.snapshot("one-more", &id).await, Code::ResourceExhausted);
+    // Something that is being made may count twice for a moment, so one that would fit may have been refused.
+    let mut more = 0;
+    let refused = loop {
+        match scene.snapshot(&format!("more-{more}"), &id).await {
+            Ok(_) => more += 1,
+            refused => break refused,
+        }
+    };
+    assert!(more < 16, "{more} more fitted");
+    let status = expect_code(refused, Code::ResourceExhausted);
     assert!(status.message().contains("has no room"), "{status:?}");
     // All of it can be written: every promise is kept.
     let mut all = scene.place.volumes();
